@@ -1,0 +1,80 @@
+"""Every path that the pipeline writes, and the one way to write them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stages.errors import UserError
+
+ROOT = Path("artifacts")
+DATA = ROOT / "data"
+MODEL_REPOSITORY = ROOT / "model_repository"
+PARAMS_SCHEMA = ROOT / "params.schema.json"
+
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+TRAIN_LABELS = "train-labels-idx1-ubyte"
+TEST_IMAGES = "t10k-images-idx3-ubyte"
+TEST_LABELS = "t10k-labels-idx1-ubyte"
+DATA_FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+
+
+def weights(model: str) -> Path:
+    return ROOT / model / "weights.safetensors"
+
+
+def training(model: str) -> Path:
+    """The folder of the training's metrics, epoch by epoch."""
+    return ROOT / model / "training"
+
+
+def evaluation(model: str) -> Path:
+    return ROOT / model / "evaluation.json"
+
+
+def per_class(model: str) -> Path:
+    return ROOT / model / "per_class.csv"
+
+
+def confusion(model: str) -> Path:
+    return ROOT / model / "confusion.csv"
+
+
+def mistakes(model: str) -> Path:
+    return ROOT / model / "mistakes.png"
+
+
+def verification(model: str) -> Path:
+    return ROOT / model / "verification.json"
+
+
+def onnx(model: str) -> Path:
+    return MODEL_REPOSITORY / model / "1" / "model.onnx"
+
+
+def triton_config(model: str) -> Path:
+    return MODEL_REPOSITORY / model / "config.pbtxt"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to; it takes the name `path` only if nothing goes wrong."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def require(path: Path) -> Path:
+    """Return `path`; raise UserError if there is no such file."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; `dvc repro` makes it")
+    return path

@@ -1,0 +1,15 @@
+"""Check all of params.yaml before any other stage starts, and write its JSON Schema for editors.
+
+DVC removes a stage's earlier outputs before it runs the stage: a mistake found any later would cost them.
+"""
+
+from stages import artifacts, command, params
+
+
+def main() -> None:
+    params.load()
+    artifacts.write_json(artifacts.PARAMS_SCHEMA, params.Params.model_json_schema())
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,5 @@
+"""The one exception that a user's mistake raises."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its text is one line that names what is wrong and what is allowed."""

@@ -1,0 +1,146 @@
+"""Typed, validated parameters: the one reader of params.yaml, where a comment says what each of them is."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages import artifacts
+from stages.errors import UserError
+
+FILE = Path("params.yaml")
+NAMED_SOURCES = ("torchvision", "bundled")
+
+Count = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: no unknown keys, no conversions behind the user's back, no infinities."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (unknown := [key for key in values if key not in cls.model_fields]):
+            raise ValueError(f"has the unknown key {unknown[0]!r}; allowed: {', '.join(cls.model_fields)}")
+        return values
+
+
+class Data(Section):
+    name: Annotated[str, Field(min_length=1)]
+    sources: Annotated[list[str], Field(min_length=1)]
+    sha256: dict[str, Sha256]
+    classes: Annotated[list[str], Field(min_length=2)]
+    validation: Annotated[float, Field(gt=0, lt=1)]
+
+    @field_validator("sources")
+    @classmethod
+    def _are_known(cls, sources: list[str]) -> list[str]:
+        for source in sources:
+            if source not in NAMED_SOURCES and "/" not in source:
+                allowed = f"{', '.join(NAMED_SOURCES)}, or a directory, written with a slash"
+                raise ValueError(f"has the unknown source {source!r}; allowed: {allowed}")
+        return sources
+
+    @field_validator("sha256")
+    @classmethod
+    def _name_every_file(cls, sha256: dict[str, str]) -> dict[str, str]:
+        if set(sha256) != set(artifacts.DATA_FILES):
+            raise ValueError(f"has the keys {', '.join(sha256)}; allowed: exactly {', '.join(artifacts.DATA_FILES)}")
+        return sha256
+
+
+class Network(Section):
+    convolutions: list[Annotated[list[Count], Field(min_length=1)]] = []
+    kernel_size: Count = 3
+    hidden: list[Count] = []
+    batch_norm: bool = False
+
+
+class Affine(Section):
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    scale: Rate
+    shear: NotNegative
+    shift: NotNegative
+
+
+class Recipe(Section):
+    epochs: Count
+    batch_size: Annotated[int, Field(gt=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["constant", "one_cycle"] = "constant"
+    momentum: Rate = 0.0
+    weight_decay: NotNegative = 0.0
+    label_smoothing: Rate = 0.0
+    dropout: Rate = 0.0
+    affine: Affine | None = None
+
+
+class Params(Section):
+    models: Annotated[list[str], Field(min_length=1)]
+    recipe: str
+    seed: Annotated[int, Field(ge=0)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    data: Data
+    networks: dict[str, Network]
+    recipes: dict[str, dict[str, Recipe]]
+    minimum_accuracy: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    tolerance: NotNegative
+    licence: str
+
+    @model_validator(mode="after")
+    def _define_every_model(self) -> Self:
+        if self.recipe not in self.recipes:
+            raise ValueError(f"recipe is {self.recipe!r}; allowed: {', '.join(self.recipes)}")
+        for model in self.models:
+            self.require(model)
+        return self
+
+    def require(self, model: str) -> None:
+        """Raise ValueError unless `model` has a network, a recipe and a minimum accuracy."""
+        if model not in self.networks:
+            raise ValueError(f"{model!r} is no model; allowed, for they are under networks: {', '.join(self.networks)}")
+        if model not in self.recipes[self.recipe]:
+            raise ValueError(f"recipes.{self.recipe}.{model} is missing: the model needs a recipe")
+        if model not in self.minimum_accuracy:
+            raise ValueError(f"minimum_accuracy.{model} is missing: the model needs a floor")
+
+
+def load(model: str | None = None) -> Params:
+    """Read and validate params.yaml.
+
+    Raises UserError: a line for every mistake, with key, value and what is allowed; also if `model` is not defined.
+    """
+    try:
+        values = YAML(typ="safe").load(FILE)
+        if not isinstance(values, dict):
+            raise UserError(f"{FILE} holds {values!r}; allowed: keys with values")
+        params = Params.model_validate(values)
+        if model is not None:
+            params.require(model)
+        return params
+    except OSError as error:
+        raise UserError(f"{FILE}: {error.strerror}") from error
+    except YAMLError as error:
+        raise UserError(f"{FILE} is no YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise UserError("\n".join(f"{FILE}: {_describe(mistake)}" for mistake in error.errors())) from error
+    except ValueError as error:
+        raise UserError(f"{FILE}: {error}") from error
+
+
+def _describe(mistake: dict[str, Any]) -> str:
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"]).lstrip(".")
+    match mistake["type"]:
+        case "missing":
+            return f"{key} is missing"
+        case "value_error":
+            return f"{key} {mistake['ctx']['error']}".strip()
+        case _:
+            return f"{key} is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"

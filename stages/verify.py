@@ -1,0 +1,80 @@
+"""Verify that one model's ONNX file answers as the PyTorch network that it came from."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime import InferenceSession
+from torch import Tensor, nn
+
+from stages import artifacts, command, dataset, networks, params
+from stages.errors import UserError
+from stages.networks import Classifier
+
+BATCH_SIZES = (1, 7, 1000)
+RANDOM_IMAGES = 1000
+
+
+def main(model: str) -> None:
+    """Compare MODEL in ONNX Runtime with PyTorch; fail if a label differs, or a probability beyond the tolerance."""
+    parameters = params.load(model)
+    test = dataset.load_test(parameters.data)
+    network = networks.load(artifacts.weights(model), parameters.networks[model], len(parameters.data.classes))
+    session = open_session(artifacts.onnx(model))
+
+    images = torch.cat([test.images, synthetic_images(parameters.seed)])
+    labels, probabilities = pytorch_answers(network, images)
+    disagreements, difference = 0, 0.0
+    for size in BATCH_SIZES:
+        onnx_labels, onnx_probabilities = onnx_answers(session, images, size)
+        disagreements += int((onnx_labels != labels).sum())
+        difference = np.maximum(difference, np.abs(onnx_probabilities - probabilities).max())  # keeps a NaN
+    verification = {
+        "samples": len(test),
+        "synthetic_samples": len(images) - len(test),
+        "label_disagreements": disagreements,
+        "max_abs_difference": float(difference),
+        "tolerance": parameters.tolerance,
+        "onnx_accuracy": float((onnx_labels[: len(test)] == test.labels.numpy()).mean()),
+    }
+    artifacts.write_json(artifacts.verification(model), verification)
+
+    sizes = ", ".join(map(str, BATCH_SIZES))
+    finding = f"{disagreements} labels of {len(images):,} images differ, probabilities by up to {difference:.1e}"
+    if disagreements or not difference <= parameters.tolerance:
+        pair = f"{artifacts.onnx(model)} does not answer as {artifacts.weights(model)}"
+        raise UserError(f"{pair}: {finding}; allowed: 0 labels and {parameters.tolerance}")
+    print(f"{model}: {finding}, in batches of {sizes}")
+
+
+def synthetic_images(seed: int) -> Tensor:
+    """Return an all-zero, an all-255 and RANDOM_IMAGES random images, uint8 [n, 1, 28, 28]."""
+    noise = torch.randint(256, (RANDOM_IMAGES, *dataset.IMAGE_SHAPE), generator=torch.Generator().manual_seed(seed))
+    plain = torch.tensor([0, 255]).view(2, 1, 1, 1).expand(2, *dataset.IMAGE_SHAPE)
+    return torch.cat([plain, noise]).to(torch.uint8)
+
+
+def open_session(path: Path) -> InferenceSession:
+    """Load an ONNX file on the CPU; raise UserError if it is missing or cannot be loaded."""
+    artifacts.require(path)
+    try:
+        return InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's errors have no class in common
+        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+@torch.inference_mode()
+def pytorch_answers(network: nn.Sequential, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    classifier = Classifier(network).eval()
+    labels, probabilities = zip(*(classifier(batch) for batch in images.split(max(BATCH_SIZES))))
+    return torch.cat(labels).numpy(), torch.cat(probabilities).numpy()
+
+
+def onnx_answers(session: InferenceSession, images: Tensor, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    batches = (batch.numpy() for batch in images.split(batch_size))
+    labels, probabilities = zip(*(session.run(["label", "probabilities"], {"image": batch}) for batch in batches))
+    return np.concatenate(labels), np.concatenate(probabilities)
+
+
+if __name__ == "__main__":
+    command.run(main, "model")
