@@ -1,0 +1,105 @@
+"""A small data set of real digits, and a folder in which the stages run on it."""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+from sklearn.datasets import load_digits
+
+from stages import artifacts, dataset, export, params, train
+
+PROJECT = Path(__file__).parent.parent
+
+# small and quick, but with every kind of layer and every part of a recipe
+SMALL = {
+    "networks.fnn.hidden": [32, 16],
+    "networks.cnn.convolutions": [[4], [8]],
+    "networks.cnn.hidden": [16],
+    "recipes.default.fnn.epochs": 8,
+    "recipes.default.fnn.dropout": 0.1,
+    "recipes.default.cnn.epochs": 4,
+    "minimum_accuracy.fnn": 0.5,
+    "minimum_accuracy.cnn": 0.5,
+}
+
+
+def edit_params(file: Path, changes: dict[str, Any]) -> None:
+    """Set parameters by their dotted names."""
+    yaml = YAML()
+    values = yaml.load(file)
+    for name, value in changes.items():
+        *sections, key = name.split(".")
+        section = values
+        for part in sections:
+            section = section[part]
+        section[key] = value
+    yaml.dump(values, file)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with scikit-learn's 1,797 digits of 8 x 8 pixels, enlarged to 28 x 28, as IDX files."""
+    directory = tmp_path_factory.mktemp("small-data")
+    digits = load_digits()
+    images = np.pad(
+        (digits.images * 15.9).astype(np.uint8).repeat(3, axis=1).repeat(3, axis=2), ((0, 0), (2, 2), (2, 2))
+    )
+    labels = digits.target.astype(np.uint8)
+    dataset.write_idx(directory / artifacts.TRAIN_IMAGES, images[:1500])
+    dataset.write_idx(directory / artifacts.TRAIN_LABELS, labels[:1500])
+    dataset.write_idx(directory / artifacts.TEST_IMAGES, images[1500:])
+    dataset.write_idx(directory / artifacts.TEST_LABELS, labels[1500:])
+    return directory
+
+
+@pytest.fixture(scope="session")
+def small_params(small_data: Path) -> dict[str, Any]:
+    """The parameters that make the pipeline small."""
+    digests = {name: hashlib.sha256((small_data / name).read_bytes()).hexdigest() for name in artifacts.DATA_FILES}
+    return SMALL | {"data.name": "digits", "data.sources": [str(small_data)], "data.sha256": digests}
+
+
+def furnish(folder: Path, small_data: Path, small_params: dict[str, Any]) -> None:
+    """Put small parameters and their data into a folder."""
+    shutil.copy(PROJECT / params.FILE, folder)
+    edit_params(folder / params.FILE, small_params)
+    shutil.copytree(small_data, folder / artifacts.DATA)
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path, small_params: dict[str, Any]) -> Path:
+    """A folder with small models, trained and exported once for all tests."""
+    folder = tmp_path_factory.mktemp("models")
+    furnish(folder, small_data, small_params)
+    with contextlib.chdir(folder):
+        for model in params.load().models:
+            train.main(model)
+            export.main(model)
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_data: Path, small_params: dict[str, Any]) -> Path:
+    """A current folder with small parameters and their data, but no models."""
+    furnish(tmp_path, small_data, small_params)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def models(workspace: Path, models_folder: Path) -> list[str]:
+    """The models that the workspace now has, trained and exported."""
+    shutil.copytree(models_folder / artifacts.ROOT, workspace / artifacts.ROOT, dirs_exist_ok=True)
+    return params.load().models
+
+
+@pytest.fixture
+def change(workspace: Path) -> Callable[[dict[str, Any]], None]:
+    """Set parameters of the workspace by their dotted names."""
+    return lambda changes: edit_params(workspace / params.FILE, changes)

@@ -1,0 +1,134 @@
+"""The whole pipeline in miniature: real `dvc repro` in a temporary clone of the project."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages import artifacts
+from tests.conftest import PROJECT, edit_params
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def repro(folder: Path, *options: str) -> set[str]:
+    """Run `dvc repro` and return the names of the stages that ran."""
+    ended = run(folder, "dvc", "repro", *options)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return set(re.findall(r"Running stage '(.*)':", ended.stdout))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in (folder / artifacts.ROOT).rglob("*") if path.is_file()}
+
+
+def stages_of(*models: str) -> set[str]:
+    return {f"{stage}@{model}" for model in models for stage in ("train", "evaluate", "export", "verify")}
+
+
+def commit(folder: Path) -> None:
+    run(folder, "git", "add", "--all")
+    assert run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-m", "x").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, small_params) -> Path:
+    """A clone of the project with small parameters and data, reproduced and committed."""
+    folder = tmp_path_factory.mktemp("clone")
+    files = run(PROJECT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z").stdout.split("\0")
+    for file in filter(None, files):
+        if (PROJECT / file).is_file():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / file, folder / file)
+    shutil.rmtree(folder / artifacts.ROOT, ignore_errors=True)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    edit_params(folder / "params.yaml", small_params)
+    run(folder, "git", "init", "--quiet")
+    commit(folder)
+    assert repro(folder) == {"check", "download"} | stages_of("fnn", "cnn")
+    commit(folder)
+    return folder
+
+
+@pytest.fixture
+def clone(built, tmp_path) -> Path:
+    """A copy of the reproduced clone, with its cache, to change at will."""
+    return shutil.copytree(built, tmp_path / "clone")
+
+
+def test_every_declared_result_is_there_and_small_ones_are_in_git(built):
+    tracked = set(run(built, "git", "ls-files", "artifacts").stdout.split())
+    for model in ("fnn", "cnn"):
+        for path in (
+            artifacts.evaluation(model),
+            artifacts.per_class(model),
+            artifacts.confusion(model),
+            artifacts.verification(model),
+            artifacts.training(model) / "metrics.json",
+        ):
+            assert str(path) in tracked
+        for path in (
+            artifacts.weights(model),
+            artifacts.mistakes(model),
+            artifacts.onnx(model),
+            artifacts.triton_config(model),
+        ):
+            assert (built / path).is_file()
+            assert str(path) not in tracked
+
+
+def test_nothing_runs_when_nothing_changed(clone):
+    assert repro(clone) == set()
+    assert run(clone, "dvc", "status").stdout == "Data and pipelines are up to date.\n"
+
+
+def test_a_learning_rate_reruns_its_model_alone(clone):
+    edit_params(clone / "params.yaml", {"recipes.default.fnn.learning_rate": 0.05})
+    assert repro(clone) == {"check"} | stages_of("fnn")
+
+
+def test_a_change_of_the_evaluation_retrains_nothing(clone):
+    with (clone / "stages" / "evaluate.py").open("a") as code:
+        code.write("# changed\n")
+    assert repro(clone) == {"evaluate@fnn", "evaluate@cnn"}
+
+
+def test_removed_results_come_back_from_the_cache(clone):
+    before = contents(clone)
+    shutil.rmtree(clone / "artifacts" / "cnn")
+    assert repro(clone) == set()
+    assert contents(clone) == before
+
+
+def test_running_again_changes_no_byte(clone):
+    assert repro(clone, "--force", "evaluate@fnn", "verify@fnn") == {"check", "download"} | stages_of("fnn")
+    assert run(clone, "git", "status", "--porcelain").stdout == ""
+
+
+def test_a_mistake_in_the_parameters_costs_no_earlier_result(clone):
+    before = contents(clone)
+    edit_params(clone / "params.yaml", {"recipes.default.cnn.dropout": 1.5})
+    ended = run(clone, "dvc", "repro")
+    assert ended.returncode != 0
+    assert "check: params.yaml: recipes.default.cnn.dropout is 1.5: input should be less than 1\n" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert contents(clone) == before
+
+
+def test_metrics_plots_and_models_are_declared(clone):
+    metrics = run(clone, "dvc", "metrics", "show", "--json").stdout
+    assert "artifacts/cnn/evaluation.json" in metrics
+    assert "calibration_error" in metrics
+    plots = run(clone, "dvc", "plots", "show")
+    assert plots.returncode == 0
+    assert "failed" not in plots.stderr
+    page = (clone / "dvc_plots" / "index.html").read_text()
+    for title in ("fnn loss", "cnn accuracy", "confusion.csv", "per_class.csv", "mistakes.png"):
+        assert title in page

@@ -1,0 +1,113 @@
+import json
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages import artifacts, dataset, params, train
+from stages.dataset import Split
+from stages.errors import UserError
+
+
+@pytest.mark.parametrize("model", ["fnn", "cnn"])
+def test_the_same_seed_gives_the_same_bytes(workspace, model):
+    train.main(model)
+    first = artifacts.weights(model).read_bytes()
+    train.main(model)
+    assert artifacts.weights(model).read_bytes() == first
+
+
+def test_another_seed_gives_other_weights(workspace, change):
+    train.main("fnn")
+    first = artifacts.weights("fnn").read_bytes()
+    change({"seed": 1})
+    train.main("fnn")
+    assert artifacts.weights("fnn").read_bytes() != first
+
+
+def test_training_learns_and_logs_every_epoch(workspace, capsys):
+    train.main("fnn")
+    out = capsys.readouterr().out
+    assert ["dense1", "[n,", "32]", "25,120"] in [line.split() for line in out.splitlines()]
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("epoch")] == [f"{n}/8" for n in range(1, 9)]
+    last = json.loads((artifacts.training("fnn") / "metrics.json").read_text())
+    assert last["val_accuracy"] > 0.8
+    for metric in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        lines = (artifacts.training("fnn") / "plots" / "metrics" / f"{metric}.tsv").read_text().splitlines()
+        assert lines[0].split("\t") == ["step", metric]
+        assert [line.split("\t")[0] for line in lines[1:]] == [str(epoch) for epoch in range(1, 9)]
+        assert float(lines[-1].split("\t")[1]) == last[metric]
+
+
+def test_what_is_logged_holds_no_time_and_no_path(workspace):
+    train.main("fnn")
+    first = {path: path.read_bytes() for path in artifacts.training("fnn").rglob("*") if path.is_file()}
+    train.main("fnn")
+    assert {path: path.read_bytes() for path in artifacts.training("fnn").rglob("*") if path.is_file()} == first
+
+
+def test_held_out_images_are_a_share_that_training_never_sees():
+    split = Split(torch.arange(50).to(torch.uint8).view(50, 1, 1, 1).expand(50, 1, 28, 28), torch.arange(50))
+    training, validation = train.hold_out(split, 0.1, seed=3)
+    assert len(validation) == 5
+    assert sorted(training.labels.tolist() + validation.labels.tolist()) == list(range(50))
+    assert torch.equal(training.images[:, 0, 0, 0].long(), training.labels)
+    assert not torch.equal(train.hold_out(split, 0.1, seed=4)[1].labels, validation.labels)
+
+
+def test_an_epoch_shows_every_image_once_in_batches_of_nearly_equal_size():
+    split = Split(torch.zeros(129, 1, 28, 28, dtype=torch.uint8), torch.arange(129))
+    batches = [batch.labels.tolist() for batch in train.shuffled_batches(split, 2)]
+    assert [len(batch) for batch in batches] == [65, 64]
+    assert sorted(sum(batches, [])) == list(range(129))
+    assert sum(batches, []) != list(range(129))
+
+
+def test_weights_are_float32_tensors_in_safetensors(workspace):
+    train.main("cnn")
+    weights = load_file(artifacts.weights("cnn"))
+    assert weights["conv1.weight"].shape == (4, 1, 3, 3)
+    assert weights["conv1.weight"].dtype == torch.float32
+
+
+def test_a_corrupt_input_leaves_the_earlier_weights(workspace):
+    artifacts.weights("fnn").parent.mkdir()
+    artifacts.weights("fnn").write_text("earlier")
+    (artifacts.DATA / artifacts.TRAIN_LABELS).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="train-labels-idx1-ubyte is damaged"):
+        train.main("fnn")
+    assert artifacts.weights("fnn").read_text() == "earlier"
+    assert not artifacts.training("fnn").exists()
+
+
+def test_a_git_repository_without_a_commit_is_a_users_mistake(workspace):
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    with pytest.raises(UserError, match="^DVCLive needs a git repository with a commit: "):
+        train.main("fnn")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_a_users_mistake(workspace, change):
+    change({"device": "cuda"})
+    with pytest.raises(UserError, match="device is 'cuda', which this machine lacks; allowed: auto, "):
+        train.main("fnn")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+def test_the_learning_rate_follows_the_schedule(workspace, schedule):
+    recipe = params.load().recipes["default"]["fnn"].model_copy(update={"schedule": schedule, "epochs": 1})
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.learning_rate)
+    lr_schedule = train.make_schedule(optimizer, recipe, steps=10)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        lr_schedule.step() if len(rates) < 10 else None
+    assert max(rates) == pytest.approx(recipe.learning_rate, rel=0.05)
+    assert (min(rates) == max(rates)) == (schedule == "constant")
+
+
+def test_the_data_stay_on_the_chosen_device(workspace):
+    split = dataset.load_training(params.load().data).to(torch.device("meta"))
+    assert split.images.device.type == split.labels.device.type == "meta"

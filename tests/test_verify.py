@@ -1,0 +1,80 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from stages import artifacts, evaluate, verify
+from stages.errors import UserError
+
+
+@pytest.fixture
+def exported(models) -> str:
+    return "cnn"
+
+
+def change_one_weight(model: str, name: str, difference: float) -> None:
+    onnx_model = onnx.load(artifacts.onnx(model))
+    tensor = next(tensor for tensor in onnx_model.graph.initializer if tensor.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] += difference
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    onnx.save(onnx_model, artifacts.onnx(model))
+
+
+def read_verification(model: str) -> dict:
+    return json.loads(artifacts.verification(model).read_text())
+
+
+def test_the_exported_model_answers_as_the_trained_one(exported):
+    verify.main(exported)
+    verification = read_verification(exported)
+    assert verification["samples"] == 297
+    assert verification["label_disagreements"] == 0
+    assert verification["max_abs_difference"] <= verification["tolerance"] == 1e-5
+    evaluate.main(exported)
+    assert verification["onnx_accuracy"] == json.loads(artifacts.evaluation(exported).read_text())["accuracy"]
+
+
+def test_one_changed_weight_is_found(exported):
+    change_one_weight(exported, "network.output.weight", 0.01)
+    with pytest.raises(
+        UserError, match="model.onnx does not answer as artifacts/cnn/weights.safetensors: .* allowed: 0"
+    ):
+        verify.main(exported)
+    assert read_verification(exported)["max_abs_difference"] > 1e-5
+
+
+def test_another_label_is_found(exported):
+    change_one_weight(exported, "network.output.bias", 100.0)
+    with pytest.raises(UserError, match=r"\d+ labels of 1,299 images differ"):
+        verify.main(exported)
+    assert read_verification(exported)["label_disagreements"] > 0
+
+
+def test_a_weight_that_is_no_number_is_found(exported):
+    change_one_weight(exported, "network.output.bias", np.nan)
+    with pytest.raises(UserError, match="does not answer as"):
+        verify.main(exported)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:1000], lambda content: b"", lambda content: b"no model"])
+def test_a_corrupt_file_is_named(exported, damage):
+    artifacts.onnx(exported).write_bytes(damage(artifacts.onnx(exported).read_bytes()))
+    with pytest.raises(UserError, match="^artifacts/model_repository/cnn/1/model.onnx cannot be loaded: "):
+        verify.main(exported)
+
+
+def test_a_missing_file_is_named(exported):
+    artifacts.onnx(exported).unlink()
+    with pytest.raises(UserError, match="model.onnx is missing; `dvc repro` makes it$"):
+        verify.main(exported)
+
+
+def test_synthetic_images_are_black_white_and_noise():
+    images = verify.synthetic_images(seed=0)
+    assert images.shape == (1002, 1, 28, 28)
+    assert (images[0] == 0).all()
+    assert (images[1] == 255).all()
+    assert images[2:].float().std() > 70
