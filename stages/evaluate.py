@@ -69,9 +69,11 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 
 def write_per_class(path: Path, labels: Tensor, predicted: Tensor, classes: list[str]) -> None:
+    """Write each class's precision, recall, F1, number of images, and how many of them went to another class."""
     scores = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0.0)
-    rows = zip(classes, *(score.tolist() for score in scores))
-    write_csv(path, ["class", "precision", "recall", "f1", "images"], rows)
+    missed = labels[predicted != labels].bincount(minlength=len(classes))
+    rows = zip(classes, *(score.tolist() for score in scores), missed.tolist())
+    write_csv(path, ["class", "precision", "recall", "f1", "images", "missed"], rows)
 
 
 def write_confusion(path: Path, labels: Tensor, predicted: Tensor, classes: list[str]) -> None:

@@ -69,6 +69,7 @@ def test_the_files_agree_with_one_another(models):
         assert float(row["recall"]) == pytest.approx(recall)
         assert float(row["f1"]) == pytest.approx(2 * precision * recall / (precision + recall))
         assert int(row["images"]) == len(actual)
+        assert int(row["missed"]) == len(actual) - both
 
 
 def test_the_mistakes_are_a_picture_that_is_the_same_each_time(models):
