@@ -59,6 +59,14 @@ def _convolutions(network: Network) -> list[tuple[int, bool]]:
     ]
 
 
+def initialize_glorot(network: nn.Sequential) -> None:
+    """Draw weights as Keras does, from U(-a, a), a² = 6 / (inputs + outputs) (Glorot & Bengio 2010, equation 16)."""
+    for layer in network:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
 def scale(images: Tensor) -> Tensor:
     """Turn raw pixels, uint8 0 to 255, into a network's input, float32 0 to 1."""
     return images.float() / 255

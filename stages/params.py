@@ -75,6 +75,7 @@ class Recipe(Section):
     batch_size: Annotated[int, Field(gt=1)]
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["constant", "one_cycle"] = "constant"
+    initialization: Literal["pytorch", "glorot"] = "pytorch"
     momentum: Rate = 0.0
     weight_decay: NotNegative = 0.0
     label_smoothing: Rate = 0.0

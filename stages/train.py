@@ -34,6 +34,8 @@ def main(model: str) -> None:
 
     make_deterministic(parameters.seed)
     network = networks.build(parameters.networks[model], len(parameters.data.classes), recipe.dropout)
+    if recipe.initialization == "glorot":
+        networks.initialize_glorot(network)
     tqdm.write(networks.describe(network))
     network = network.to(device, memory_format=torch.channels_last)
     with open_log(model) as live:

@@ -57,6 +57,15 @@ def test_dropout_does_not_change_the_names_of_the_weights():
     assert networks.build(description, 2).state_dict().keys() == networks.build(description, 2, 0.5).state_dict().keys()
 
 
+def test_glorots_weights_fill_their_interval_and_biases_are_zero():
+    network = networks.build(Network(convolutions=[[16]], kernel_size=3, hidden=[100]), classes=10)
+    networks.initialize_glorot(network)
+    for layer, inputs, outputs in ((network.conv1, 9, 9 * 16), (network.dense1, 16 * 14 * 14, 100)):
+        bound = (6 / (inputs + outputs)) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert not layer.bias.any()
+
+
 def test_a_description_shows_shapes_and_parameter_counts(definitions):
     lines = networks.describe(networks.build(definitions["cnn"], classes=10)).splitlines()
     assert [line.split() for line in lines if "conv1_pool" in line] == [["conv1_pool", "[n,", "32,", "14,", "14]", "0"]]
