@@ -1,34 +1,37 @@
 # make repro: run the pipeline · make test: check the project · make constraints: move to newer versions
 PYTHON ?= python3
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
-install = pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: repro test constraints
 
 repro: .venv/for-repro
-	dvc repro
+	@$(BIN)/python -m stages.check # DVC, too, reads params.yaml, but its messages are harder to understand
+	$(BIN)/dvc repro
 
 test: .venv/for-test
-	ruff check
-	ruff format --check
-	pytest
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pytest
 
-.venv/bin/pip:
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer, please: make PYTHON=…")'
 	$(PYTHON) -m venv .venv
 
-.venv/for-repro: pyproject.toml constraints.txt | .venv/bin/pip
+.venv/for-repro: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing into .venv, which takes some minutes: PyTorch is large"
-	$(install) '.[bundled]'
-	touch $@
+	@$(INSTALL) '.[bundled]'
+	@touch $@
 
 .venv/for-test: .venv/for-repro
-	$(install) '.[bundled,test]'
-	touch $@
+	@$(INSTALL) '.[bundled,test]'
+	@touch $@
 
 constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/pip install --quiet --editable '.[bundled,test]'
-	(echo "# the exact versions that dvc.lock was produced with; make constraints renews them"; \
-		build/constraints/bin/pip freeze --exclude-editable) > constraints.txt
+	echo "# The exact versions that dvc.lock was produced with. \`make constraints\` writes this file anew." > constraints.txt
+	build/constraints/bin/pip freeze --exclude-editable >> constraints.txt
 	rm -rf build/constraints

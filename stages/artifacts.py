@@ -1,6 +1,7 @@
 """Every path that the pipeline writes, and the one way to write them."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,14 +59,25 @@ def triton_config(model: str) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to; it takes the name `path` only if nothing goes wrong."""
+    """Give a temporary name beside `path` for a file or folder, which is renamed to `path` if nothing goes wrong."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
+    remove(temporary)
     try:
         yield temporary
+        if temporary.is_dir():
+            remove(path)  # the system renames onto files only
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:

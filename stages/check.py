@@ -7,7 +7,12 @@ from stages import artifacts, command, params
 
 
 def main() -> None:
-    params.load()
+    """Check params.yaml and write its JSON Schema."""
+    parameters = params.load()
+    if parameters.device != "auto":
+        from stages import devices  # takes seconds, for it asks PyTorch
+
+        devices.choose(parameters.device)
     artifacts.write_json(artifacts.PARAMS_SCHEMA, params.Params.model_json_schema())
 
 

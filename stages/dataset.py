@@ -52,9 +52,9 @@ def _load(images_name: str, labels_name: str, data: Data) -> Split:
     """Read one half of the data set. Raises UserError if a file is missing, altered or not what its header says."""
     images = _read_idx(images_name, data)
     labels = _read_idx(labels_name, data)
-    if images.shape[1:] != IMAGE_SHAPE[1:] or labels.shape != images.shape[:1]:
+    if images.shape[1:] != IMAGE_SHAPE[1:] or labels.shape != images.shape[:1] or not len(labels):
         found = f"{images_name} is {list(images.shape)}, {labels_name} {list(labels.shape)}"
-        raise UserError(f"{found}; allowed: [n, 28, 28] and [n]")
+        raise UserError(f"{found}; allowed: [n, 28, 28] and [n] with n > 0")
     if labels.max() >= len(data.classes):
         allowed = f"0 to {len(data.classes) - 1}, for the {len(data.classes)} data.classes in params.yaml"
         raise UserError(f"{labels_name} has the label {labels.max()}; allowed: {allowed}")

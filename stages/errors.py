@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its text is one line that names what is wrong and what is allowed."""
+    """A mistake that the user can mend; its text names what is wrong and what is allowed, a line for each."""

@@ -13,6 +13,7 @@ from stages.errors import UserError
 FILE = Path("params.yaml")
 NAMED_SOURCES = ("torchvision", "bundled")
 
+Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]  # of a model: a folder, a part of a stage's name
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -37,7 +38,7 @@ class Data(Section):
     sources: Annotated[list[str], Field(min_length=1)]
     sha256: dict[str, Sha256]
     classes: Annotated[list[str], Field(min_length=2)]
-    validation: Annotated[float, Field(gt=0, lt=1)]
+    validation: Annotated[float, Field(gt=0, le=0.5)]
 
     @field_validator("sources")
     @classmethod
@@ -48,6 +49,13 @@ class Data(Section):
                 raise ValueError(f"has the unknown source {source!r}; allowed: {allowed}")
         return sources
 
+    @field_validator("classes")
+    @classmethod
+    def _differ(cls, classes: list[str]) -> list[str]:
+        if len(set(classes)) < len(classes):
+            raise ValueError(f"is {classes}; allowed: names that differ")
+        return classes
+
     @field_validator("sha256")
     @classmethod
     def _name_every_file(cls, sha256: dict[str, str]) -> dict[str, str]:
@@ -57,10 +65,16 @@ class Data(Section):
 
 
 class Network(Section):
-    convolutions: list[Annotated[list[Count], Field(min_length=1)]] = []
-    kernel_size: Count = 3
+    convolutions: Annotated[list[Annotated[list[Count], Field(min_length=1)]], Field(max_length=4)] = []
+    kernel_size: Count | None = None
     hidden: list[Count] = []
     batch_norm: bool = False
+
+    @model_validator(mode="after")
+    def _size_the_convolutions(self) -> Self:
+        if self.convolutions and self.kernel_size is None:
+            raise ValueError("has convolutions, but no kernel_size; allowed: 1 or more")
+        return self
 
 
 class Affine(Section):
@@ -72,7 +86,7 @@ class Affine(Section):
 
 class Recipe(Section):
     epochs: Count
-    batch_size: Annotated[int, Field(gt=1)]
+    batch_size: Annotated[int, Field(gt=2)]  # then no batch holds a single image, which batch norm cannot take
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["constant", "one_cycle"] = "constant"
     initialization: Literal["pytorch", "glorot"] = "pytorch"
@@ -86,14 +100,24 @@ class Recipe(Section):
 class Params(Section):
     models: Annotated[list[str], Field(min_length=1)]
     recipe: str
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     data: Data
-    networks: dict[str, Network]
+    networks: dict[Name, Network]
     recipes: dict[str, dict[str, Recipe]]
     minimum_accuracy: dict[str, Annotated[float, Field(ge=0, le=1)]]
     tolerance: NotNegative
     licence: str
+
+    @field_validator("networks")
+    @classmethod
+    def _leave_reserved_names(cls, networks: dict[str, Network]) -> dict[str, Network]:
+        for folder in (artifacts.DATA, artifacts.MODEL_REPOSITORY):
+            if folder.name in networks:
+                raise ValueError(
+                    f"has {folder.name!r}, which is a folder of its own in {artifacts.ROOT}; allowed: others"
+                )
+        return networks
 
     @model_validator(mode="after")
     def _define_every_model(self) -> Self:
@@ -109,6 +133,10 @@ class Params(Section):
             raise ValueError(f"{model!r} is no model; allowed, for they are under networks: {', '.join(self.networks)}")
         if model not in self.recipes[self.recipe]:
             raise ValueError(f"recipes.{self.recipe}.{model} is missing: the model needs a recipe")
+        if self.recipes[self.recipe][model].dropout and not self.networks[model].hidden:
+            raise ValueError(
+                f"recipes.{self.recipe}.{model}.dropout needs a hidden layer in networks.{model}; allowed: 0"
+            )
         if model not in self.minimum_accuracy:
             raise ValueError(f"minimum_accuracy.{model} is missing: the model needs a floor")
 
@@ -137,7 +165,8 @@ def load(model: str | None = None) -> Params:
 
 
 def _describe(mistake: dict[str, Any]) -> str:
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"]).lstrip(".")
+    parts = [part for part in mistake["loc"] if part != "[key]"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     match mistake["type"]:
         case "missing":
             return f"{key} is missing"

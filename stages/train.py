@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from dvclive import Live
@@ -18,7 +19,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
-from stages import artifacts, command, dataset, networks, params
+from stages import artifacts, command, dataset, devices, networks, params
 from stages.augmentation import random_affine
 from stages.dataset import Split
 from stages.errors import UserError
@@ -29,7 +30,7 @@ def main(model: str) -> None:
     """Train MODEL by the recipe in params.yaml and write its weights."""
     parameters = params.load(model)
     recipe = parameters.recipes[parameters.recipe][model]
-    device = choose_device(parameters.device)
+    device = devices.choose(parameters.device)
     training, validation = hold_out(dataset.load_training(parameters.data), parameters.data.validation, parameters.seed)
 
     make_deterministic(parameters.seed)
@@ -38,34 +39,30 @@ def main(model: str) -> None:
         networks.initialize_glorot(network)
     tqdm.write(networks.describe(network))
     network = network.to(device, memory_format=torch.channels_last)
-    with open_log(model) as live:
+
+    start = time.perf_counter()
+    with artifacts.replacing(artifacts.training(model)) as folder, open_log(folder) as live:
         for metrics in fit(network, training.to(device), validation.to(device), recipe):
+            if not math.isfinite(metrics["loss"] + metrics["val_loss"]):
+                key = f"recipes.{parameters.recipe}.{model}.learning_rate"
+                raise UserError(f"the loss is no longer finite; try a {key} below {recipe.learning_rate}")
             for name, value in metrics.items():
                 live.log_metric(name, value)
             live.next_step()
+    print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
 
     with artifacts.replacing(artifacts.weights(model)) as path:
         path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}))
 
 
-def open_log(model: str) -> Live:
-    """Start the log of losses and accuracies by epoch, counted from 1, that DVC plots."""
+def open_log(folder: Path) -> Live:
+    """Start a log of losses and accuracies by epoch, counted from 1, for DVC's metrics and plots."""
     try:
-        live = Live(str(artifacts.training(model)), save_dvc_exp=False, dvcyaml=None, report=None)
+        live = Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
     except SCMError as error:
         raise UserError(f"DVCLive needs a git repository with a commit: {error}") from error
     live.step = 1
     return live
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the named device, or for "auto" the fastest; raise UserError if this machine has no such device."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    available = [device for device, is_here in here.items() if is_here]
-    if name != "auto" and name not in available:
-        allowed = ", ".join(["auto", *available])
-        raise UserError(f"{params.FILE}: device is {name!r}, which this machine lacks; allowed: {allowed}")
-    return torch.device(available[0] if name == "auto" else name)
 
 
 def make_deterministic(seed: int) -> None:

@@ -20,7 +20,7 @@ def main(model: str) -> None:
     parameters = params.load(model)
     test = dataset.load_test(parameters.data)
     network = networks.load(artifacts.weights(model), parameters.networks[model], len(parameters.data.classes))
-    session = open_session(artifacts.onnx(model))
+    session = open_session(artifacts.onnx(model), len(parameters.data.classes))
 
     images = torch.cat([test.images, synthetic_images(parameters.seed)])
     labels, probabilities = pytorch_answers(network, images)
@@ -33,7 +33,7 @@ def main(model: str) -> None:
         "samples": len(test),
         "synthetic_samples": len(images) - len(test),
         "label_disagreements": disagreements,
-        "max_abs_difference": float(difference),
+        "max_abs_difference": float(difference) if np.isfinite(difference) else None,
         "tolerance": parameters.tolerance,
         "onnx_accuracy": float((onnx_labels[: len(test)] == test.labels.numpy()).mean()),
     }
@@ -54,13 +54,22 @@ def synthetic_images(seed: int) -> Tensor:
     return torch.cat([plain, noise]).to(torch.uint8)
 
 
-def open_session(path: Path) -> InferenceSession:
-    """Load an ONNX file on the CPU; raise UserError if it is missing or cannot be loaded."""
+def open_session(path: Path, classes: int) -> InferenceSession:
+    """Load an ONNX file on the CPU; raise UserError if it is missing, cannot be loaded or has another signature."""
     artifacts.require(path)
     try:
-        return InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors have no class in common
         raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from error
+    found = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
+    expected = [
+        ("image", "tensor(uint8)", ["batch", *dataset.IMAGE_SHAPE]),
+        ("label", "tensor(int64)", ["batch"]),
+        ("probabilities", "tensor(float)", ["batch", classes]),
+    ]
+    if found != expected:
+        raise UserError(f"{path} has the inputs and outputs {found}; allowed: {expected}")
+    return session
 
 
 @torch.inference_mode()

@@ -53,11 +53,16 @@ def test_a_file_of_another_format_is_named(workspace, accept, content):
         dataset.load_test(accept())
 
 
+def test_no_images_are_no_data_set(workspace, accept):
+    dataset.write_idx(IMAGES, np.zeros((0, 28, 28)))
+    dataset.write_idx(LABELS, np.zeros(0))
+    with pytest.raises(UserError, match=r"is \[0, 28, 28\], .* \[0\]; allowed: "):
+        dataset.load_test(accept())
+
+
 def test_images_of_another_size_are_refused(workspace, accept):
     dataset.write_idx(IMAGES, np.zeros((3, 32, 32)))
-    with pytest.raises(
-        UserError, match=r"t10k-images-idx3-ubyte is \[3, 32, 32\].*; allowed: \[n, 28, 28\] and \[n\]$"
-    ):
+    with pytest.raises(UserError, match=r"is \[3, 32, 32\], .* \[297\]; allowed: \[n, 28, 28\] and \[n\] with n > 0$"):
         dataset.load_test(accept())
 
 

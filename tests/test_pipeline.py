@@ -112,13 +112,28 @@ def test_running_again_changes_no_byte(clone):
     assert run(clone, "git", "status", "--porcelain").stdout == ""
 
 
-def test_a_mistake_in_the_parameters_costs_no_earlier_result(clone):
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("recipes.default.cnn.dropout", 1.5, "recipes.default.cnn.dropout is 1.5: input should be less than 1"),
+        ("data.sources", ["./nowhere"], "no source delivers the data set"),
+    ],
+)
+def test_a_mistake_in_the_parameters_costs_no_earlier_result(clone, key, value, message):
     before = contents(clone)
-    edit_params(clone / "params.yaml", {"recipes.default.cnn.dropout": 1.5})
+    edit_params(clone / "params.yaml", {key: value})
     ended = run(clone, "dvc", "repro")
     assert ended.returncode != 0
-    assert "check: params.yaml: recipes.default.cnn.dropout is 1.5: input should be less than 1\n" in ended.stderr
+    assert message in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert contents(clone) == before
+
+
+def test_damaged_results_are_restored(clone):
+    before = contents(clone)
+    for path in (artifacts.DATA / artifacts.TEST_LABELS, artifacts.weights("fnn"), artifacts.onnx("cnn")):
+        (clone / path).write_bytes(b"damaged")
+    assert repro(clone) == {"download"}  # the rest comes from the cache
     assert contents(clone) == before
 
 

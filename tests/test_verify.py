@@ -57,12 +57,21 @@ def test_a_weight_that_is_no_number_is_found(exported):
     change_one_weight(exported, "network.output.bias", np.nan)
     with pytest.raises(UserError, match="does not answer as"):
         verify.main(exported)
+    assert read_verification(exported)["max_abs_difference"] is None
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:1000], lambda content: b"", lambda content: b"no model"])
 def test_a_corrupt_file_is_named(exported, damage):
     artifacts.onnx(exported).write_bytes(damage(artifacts.onnx(exported).read_bytes()))
     with pytest.raises(UserError, match="^artifacts/model_repository/cnn/1/model.onnx cannot be loaded: "):
+        verify.main(exported)
+
+
+def test_another_signature_is_named(exported):
+    onnx_model = onnx.load(artifacts.onnx(exported))
+    onnx_model.graph.input[0].name = onnx_model.graph.node[0].input[0] = "pixels"
+    onnx.save(onnx_model, artifacts.onnx(exported))
+    with pytest.raises(UserError, match=r"has the inputs and outputs \[\('pixels', .*; allowed: \[\('image', "):
         verify.main(exported)
 
 

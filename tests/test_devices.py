@@ -1,0 +1,25 @@
+import pytest
+import torch
+
+from stages import devices
+from stages.errors import UserError
+
+
+def test_the_cpu_can_always_be_chosen():
+    assert devices.choose("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen"), [(True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_is_the_fastest_that_is_there(monkeypatch, cuda, mps, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert devices.choose("auto") == torch.device(chosen)
+
+
+def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device is 'cuda', which this machine lacks; allowed: auto, cpu$"):
+        devices.choose("cuda")
