@@ -1,10 +1,10 @@
-# make repro: run the pipeline · make test: check the project · make constraints: move to newer versions
+# make repro: run the pipeline · make test: check the project · make bench: measure it · make constraints: move to newer versions
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test constraints
+.PHONY: repro test bench constraints
 
 repro: .venv/for-repro
 	@$(BIN)/python -m stages.check # DVC, too, reads params.yaml, but its messages are harder to understand
@@ -14,6 +14,9 @@ test: .venv/for-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pytest
+
+bench: repro
+	$(BIN)/python -m benchmarks.training $(OPTIONS)
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer, please: make PYTHON=…")'

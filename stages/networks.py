@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from pathlib import Path
+from typing import Literal
 
 import safetensors
 import torch
@@ -15,11 +16,21 @@ from stages.errors import UserError
 from stages.params import Network
 
 
-def build(network: Network, classes: int, dropout: float = 0.0) -> nn.Sequential:
+def build(
+    network: Network, classes: int, dropout: float = 0.0, initialization: Literal["pytorch", "glorot"] = "pytorch"
+) -> nn.Sequential:
     """Build the network that turns float32 images [n, 1, 28, 28] into logits [n, classes].
 
     Blocks of convolutions, each ended by a 2 x 2 max-pool, then dense layers; dropout follows the first of them.
     """
+    built = nn.Sequential(OrderedDict(_layers(network, classes, dropout)))
+    if initialization == "glorot":
+        _initialize_glorot(built)
+    return built
+
+
+def _layers(network: Network, classes: int, dropout: float) -> dict[str, nn.Module]:
+    """Name and make the layers, in their order."""
     layers: dict[str, nn.Module] = {}
     channels, height, width = IMAGE_SHAPE
     for number, (outputs, ends_block) in enumerate(_convolutions(network), start=1):
@@ -47,7 +58,7 @@ def build(network: Network, classes: int, dropout: float = 0.0) -> nn.Sequential
             layers["dropout"] = nn.Dropout(dropout)
         features = outputs
     layers["output"] = nn.Linear(features, classes)
-    return nn.Sequential(OrderedDict(layers))
+    return layers
 
 
 def _convolutions(network: Network) -> list[tuple[int, bool]]:
@@ -59,7 +70,7 @@ def _convolutions(network: Network) -> list[tuple[int, bool]]:
     ]
 
 
-def initialize_glorot(network: nn.Sequential) -> None:
+def _initialize_glorot(network: nn.Sequential) -> None:
     """Draw weights as Keras does, from U(-a, a), a² = 6 / (inputs + outputs) (Glorot & Bengio 2010, equation 16)."""
     for layer in network:
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -34,12 +34,10 @@ def main(model: str) -> None:
     training, validation = hold_out(dataset.load_training(parameters.data), parameters.data.validation, parameters.seed)
 
     make_deterministic(parameters.seed)
-    network = networks.build(parameters.networks[model], len(parameters.data.classes), recipe.dropout)
-    if recipe.initialization == "glorot":
-        networks.initialize_glorot(network)
+    network = networks.build(
+        parameters.networks[model], len(parameters.data.classes), recipe.dropout, recipe.initialization
+    )
     tqdm.write(networks.describe(network))
-    network = network.to(device, memory_format=torch.channels_last)
-
     start = time.perf_counter()
     with artifacts.replacing(artifacts.training(model)) as folder, open_log(folder) as live:
         for metrics in fit(network, training.to(device), validation.to(device), recipe):
@@ -81,7 +79,8 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 
 
 def fit(network: nn.Module, training: Split, validation: Split, recipe: Recipe) -> Iterator[dict[str, float]]:
-    """Train in place, and after each epoch give its loss, accuracy, val_loss and val_accuracy."""
+    """Train in place, where the images are, and after each epoch give its loss, accuracy, val_loss and val_accuracy."""
+    network.to(training.labels.device, memory_format=torch.channels_last)
     steps = math.ceil(len(training) / recipe.batch_size)
     optimizer = SGD(
         network.parameters(),

@@ -58,8 +58,8 @@ def test_dropout_does_not_change_the_names_of_the_weights():
 
 
 def test_glorots_weights_fill_their_interval_and_biases_are_zero():
-    network = networks.build(Network(convolutions=[[16]], kernel_size=3, hidden=[100]), classes=10)
-    networks.initialize_glorot(network)
+    description = Network(convolutions=[[16]], kernel_size=3, hidden=[100])
+    network = networks.build(description, classes=10, initialization="glorot")
     for layer, inputs, outputs in ((network.conv1, 9, 9 * 16), (network.dense1, 16 * 14 * 14, 100)):
         bound = (6 / (inputs + outputs)) ** 0.5
         assert 0.9 * bound < layer.weight.abs().max() <= bound
