@@ -17,14 +17,18 @@ def random_affine(images: Tensor, limits: Affine) -> Tensor:
     count, _, height, width = images.shape
 
     def draw(limit: float) -> Tensor:
-        return (torch.rand(count, device=images.device) * 2 - 1) * limit
+        return (torch.rand(count, 1, 1, device=images.device) * 2 - 1) * limit
 
     angle = draw(math.radians(limits.rotation))
     zoom = 1 + draw(limits.scale)
     shear = draw(limits.shear)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    # affine_grid counts in halves of the picture: [-1, 1] is its whole width
+    # grid_sample counts from -1 to 1 across the picture, so that a pixel is 2 / width
     shift_x, shift_y = draw(2 * limits.shift / width), draw(2 * limits.shift / height)
-    matrices = torch.stack([cos, shear * cos - sin, shift_x, sin, shear * sin + cos, shift_y], dim=1).view(count, 2, 3)
-    grid = functional.affine_grid(matrices, list(images.shape), align_corners=False)
+    x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=images.device)
+    y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=images.device).unsqueeze(1)
+    # as functional.affine_grid would, without its matrix product, which takes as long as the sampling itself
+    grid_x = cos * x + ((shear * cos - sin) * y + shift_x)
+    grid_y = sin * x + ((shear * sin + cos) * y + shift_y)
+    grid = torch.stack([grid_x, grid_y], dim=-1)
     return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from benchmarks import training
+from benchmarks.training import NOTEBOOK, Training
+from stages import networks, params
+from tests.conftest import PROJECT
+
+
+@pytest.fixture
+def descriptions(monkeypatch):
+    """The project's own networks."""
+    monkeypatch.chdir(PROJECT)
+    return params.load().networks
+
+
+@pytest.mark.parametrize("model", ["fnn", "cnn"])
+def test_our_network_is_the_notebooks_function(descriptions, model):
+    theirs = training.NOTEBOOK_NETWORKS[model]()
+    theirs(torch.rand(64, 1, 28, 28))  # moves the statistics of batch norm
+    ours = networks.build(descriptions[model], classes=10, dropout=0.2)
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    images = torch.rand(8, 1, 28, 28)
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize(("model", "multiplications"), [("fnn", 109_184), ("cnn", 4_241_152)])
+def test_a_training_image_costs_three_passes_of_two_operations_a_multiplication(descriptions, model, multiplications):
+    # one pass forward and two backward, but for the first layer, whose input needs no gradient
+    first = {"fnn": 784 * 128, "cnn": 28 * 28 * 32 * 9}[model]
+    network = networks.build(descriptions[model], classes=10)
+    assert training.flop_per_image(network) == 2 * (3 * multiplications - first)
+
+
+def test_the_table_compares_means_with_the_notebooks():
+    peak = 1e9
+    rows = training.table(
+        [
+            Training("fnn", NOTEBOOK, 0, 10, accuracy=0.98, seconds=20.0, images=600, flop=2e9, peak=peak),
+            Training("fnn", NOTEBOOK, 1, 10, accuracy=0.97, seconds=40.0, images=600, flop=2e9, peak=peak),
+            Training("fnn", "default", 0, 3, accuracy=0.99, seconds=4.0, images=180, flop=1e9, peak=peak),
+            Training("fnn", "default", 1, 3, accuracy=0.99, seconds=6.0, images=180, flop=1e9, peak=peak),
+        ]
+    ).splitlines()
+    assert rows[0] == "Peak of this machine: 1 GFLOP/s in float32 matrix products"
+    assert rows[-2] == "| fnn | notebook | 2 | 10 | 97.50% ± 0.71% | 97.00% | 30.0 | 20 | 7% | 1.0 |"
+    assert rows[-1] == "| fnn | default | 2 | 3 | 99.00% ± 0.00% | 99.00% | 5.0 | 36 | 20% | 6.0 |"
