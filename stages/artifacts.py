@@ -49,6 +49,10 @@ def verification(model: str) -> Path:
     return ROOT / model / "verification.json"
 
 
+def differences(model: str) -> Path:
+    return ROOT / model / "differences.png"
+
+
 def onnx(model: str) -> Path:
     return MODEL_REPOSITORY / model / "1" / "model.onnx"
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
@@ -24,11 +25,12 @@ def main(model: str) -> None:
 
     images = torch.cat([test.images, synthetic_images(parameters.seed)])
     labels, probabilities = pytorch_answers(network, images)
-    disagreements, difference = 0, 0.0
+    disagreements, differences = 0, np.zeros(len(images))
     for size in BATCH_SIZES:
         onnx_labels, onnx_probabilities = onnx_answers(session, images, size)
         disagreements += int((onnx_labels != labels).sum())
-        difference = np.maximum(difference, np.abs(onnx_probabilities - probabilities).max())  # keeps a NaN
+        differences = np.maximum(differences, np.abs(onnx_probabilities - probabilities).max(axis=1))  # keeps a NaN
+    difference = differences.max()
     verification = {
         "samples": len(test),
         "synthetic_samples": len(images) - len(test),
@@ -38,6 +40,7 @@ def main(model: str) -> None:
         "onnx_accuracy": float((onnx_labels[: len(test)] == test.labels.numpy()).mean()),
     }
     artifacts.write_json(artifacts.verification(model), verification)
+    draw_differences(artifacts.differences(model), differences, parameters.tolerance)
 
     sizes = ", ".join(map(str, BATCH_SIZES))
     finding = f"{disagreements} labels of {len(images):,} images differ, probabilities by up to {difference:.1e}"
@@ -83,6 +86,19 @@ def onnx_answers(session: InferenceSession, images: Tensor, batch_size: int) -> 
     batches = (batch.numpy() for batch in images.split(batch_size))
     labels, probabilities = zip(*(session.run(["label", "probabilities"], {"image": batch}) for batch in batches))
     return np.concatenate(labels), np.concatenate(probabilities)
+
+
+def draw_differences(path: Path, differences: np.ndarray, tolerance: float) -> None:
+    """Draw how many images differ by how much, float64 [n], in the probability that differs most."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    smallest = 1e-9  # equal to the last bit counts as this, for a logarithmic scale has no 0
+    axes.hist(np.clip(np.nan_to_num(differences, nan=1.0), smallest, 1.0), bins=np.logspace(-9, 0, 91))
+    axes.axvline(tolerance, color="black", linestyle="dashed", label=f"tolerance {tolerance}")
+    axes.set(xscale="log", xlabel="largest difference of a probability, ONNX Runtime to PyTorch", ylabel="images")
+    axes.legend()
+    with artifacts.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 if __name__ == "__main__":
