@@ -30,7 +30,7 @@ from tqdm import tqdm
 from stages import artifacts, dataset, networks, params, train
 from stages.errors import UserError
 
-NOTEBOOK = "notebook"
+NOTEBOOK = "notebook's loop"  # not "notebook", which is a recipe for our loop
 NOTEBOOK_EPOCHS = 10
 NOTEBOOK_NETWORKS = {
     "fnn": lambda: nn.Sequential(

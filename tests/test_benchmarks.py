@@ -43,5 +43,10 @@ def test_the_table_compares_means_with_the_notebooks():
         ]
     ).splitlines()
     assert rows[0] == "Peak of this machine: 1 GFLOP/s in float32 matrix products"
-    assert rows[-2] == "| fnn | notebook | 2 | 10 | 97.50% ± 0.71% | 97.00% | 30.0 | 20 | 7% | 1.0 |"
+    assert rows[-2] == "| fnn | notebook's loop | 2 | 10 | 97.50% ± 0.71% | 97.00% | 30.0 | 20 | 7% | 1.0 |"
     assert rows[-1] == "| fnn | default | 2 | 3 | 99.00% ± 0.00% | 99.00% | 5.0 | 36 | 20% | 6.0 |"
+
+
+def test_no_recipe_has_the_name_of_the_notebooks_loop(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    assert NOTEBOOK not in params.load().recipes
