@@ -27,7 +27,7 @@ from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 from tqdm import tqdm
 
-from stages import artifacts, dataset, networks, params, train
+from stages import artifacts, dataset, evaluate, networks, params, train
 from stages.errors import UserError
 
 NOTEBOOK = "notebook's loop"  # not "notebook", which is a recipe for our loop
@@ -118,7 +118,7 @@ def measure(model: str, way: str, seed: int, quick: bool) -> Training:
     train_it = train_notebook if way == NOTEBOOK else functools.partial(train_recipe, way)
     network, epochs, images, seconds = train_it(model, seed, quick)
     test = dataset.load_test(params.load().data)
-    accuracy = (networks.predict(network, test.images).argmax(dim=1) == test.labels).float().mean().item()
+    accuracy = evaluate.measure(networks.predict(network, test.images), test.labels)["accuracy"]
     return Training(model, way, seed, epochs, accuracy, seconds, images, images * flop_per_image(network), peak)
 
 
@@ -162,11 +162,7 @@ def train_recipe(name: str, model: str, seed: int, quick: bool) -> tuple[nn.Modu
     """Return the same for a recipe of params.yaml."""
     parameters = params.load(model)
     recipe = parameters.recipes[name][model]
-    training, validation = train.hold_out(dataset.load_training(parameters.data), parameters.data.validation, seed)
-    train.make_deterministic(seed)
-    network = networks.build(
-        parameters.networks[model], len(parameters.data.classes), recipe.dropout, recipe.initialization
-    )
+    network, training, validation = train.prepare(model, parameters, recipe, seed)
     start = time.perf_counter()
     epochs = sum(1 for _ in itertools.islice(train.fit(network, training, validation, recipe), 1 if quick else None))
     seconds = time.perf_counter() - start

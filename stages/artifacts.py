@@ -1,12 +1,17 @@
 """Every path that the pipeline writes, and the one way to write them."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.errors import UserError
+
+if TYPE_CHECKING:  # most stages draw nothing
+    from matplotlib.figure import Figure
 
 ROOT = Path("artifacts")
 DATA = ROOT / "data"
@@ -87,6 +92,17 @@ def remove(path: Path) -> None:
 def write_json(path: Path, content: dict) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_picture(path: Path, figure: "Figure") -> None:
+    """Write a figure as PNG, the same bytes each time."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require(path: Path) -> Path:

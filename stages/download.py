@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stages import artifacts, command, dataset, params
+from stages import artifacts, command, idx, params
 from stages.errors import UserError
 from stages.params import Data
 
@@ -73,8 +73,8 @@ def from_bundled(folder: Path) -> None:
         ("test", artifacts.TEST_IMAGES, artifacts.TEST_LABELS),
     ):
         with MnistDataset(half) as arrays:
-            dataset.write_idx(folder / images, arrays.X)
-            dataset.write_idx(folder / labels, arrays.y)
+            idx.write(folder / images, arrays.X)
+            idx.write(folder / labels, arrays.y)
 
 
 def from_directory(directory: Path, folder: Path) -> None:
@@ -88,7 +88,7 @@ def from_directory(directory: Path, folder: Path) -> None:
 def check_digests(folder: Path, data: Data) -> None:
     """Raise ValueError for a file that is not the one in params.yaml."""
     for name in artifacts.DATA_FILES:
-        if (found := dataset.sha256(folder / name)) != (expected := data.sha256[name]):
+        if (found := artifacts.sha256(folder / name)) != (expected := data.sha256[name]):
             raise ValueError(f"{name} has the SHA-256 {found}, not {expected} as in {params.FILE}")
 
 

@@ -101,8 +101,7 @@ def draw_mistakes(path: Path, test: dataset.Split, probabilities: Tensor, classe
     for axes, index in zip(grid, worst):
         axes.imshow(test.images[index, 0].numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"{classes[test.labels[index]]} → {classes[predicted[index]]}  {confidence[index]:.0%}")
-    with artifacts.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    artifacts.write_picture(path, figure)
 
 
 if __name__ == "__main__":

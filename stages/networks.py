@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stages import artifacts
 from stages.dataset import IMAGE_SHAPE
-from stages.errors import UserError
+from stages.errors import UserError, one_line
 from stages.params import Network
 
 
@@ -102,7 +102,7 @@ def load(path: Path, network: Network, classes: int) -> nn.Sequential:
     try:
         trained.load_state_dict(load_file(artifacts.require(path)))
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold this network's weights: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} does not hold this network's weights: {one_line(error)}") from error
     return trained.eval()
 
 

@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages import artifacts
-from stages.errors import UserError
+from stages.errors import UserError, one_line
 
 FILE = Path("params.yaml")
 NAMED_SOURCES = ("torchvision", "bundled")
@@ -157,7 +157,7 @@ def load(model: str | None = None) -> Params:
     except OSError as error:
         raise UserError(f"{FILE}: {error.strerror}") from error
     except YAMLError as error:
-        raise UserError(f"{FILE} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{FILE} is no YAML: {one_line(error)}") from error
     except ValidationError as error:
         raise UserError("\n".join(f"{FILE}: {_describe(mistake)}" for mistake in error.errors())) from error
     except ValueError as error:

@@ -23,7 +23,7 @@ from stages import artifacts, command, dataset, devices, networks, params
 from stages.augmentation import random_affine
 from stages.dataset import Split
 from stages.errors import UserError
-from stages.params import Recipe
+from stages.params import Params, Recipe
 
 
 def main(model: str) -> None:
@@ -31,12 +31,7 @@ def main(model: str) -> None:
     parameters = params.load(model)
     recipe = parameters.recipes[parameters.recipe][model]
     device = devices.choose(parameters.device)
-    training, validation = hold_out(dataset.load_training(parameters.data), parameters.data.validation, parameters.seed)
-
-    make_deterministic(parameters.seed)
-    network = networks.build(
-        parameters.networks[model], len(parameters.data.classes), recipe.dropout, recipe.initialization
-    )
+    network, training, validation = prepare(model, parameters, recipe, parameters.seed)
     tqdm.write(networks.describe(network))
     start = time.perf_counter()
     with artifacts.replacing(artifacts.training(model)) as folder, open_log(folder) as live:
@@ -51,6 +46,14 @@ def main(model: str) -> None:
 
     with artifacts.replacing(artifacts.weights(model)) as path:
         path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}))
+
+
+def prepare(model: str, parameters: Params, recipe: Recipe, seed: int) -> tuple[nn.Sequential, Split, Split]:
+    """Return the untrained network, the images to train it on and those to validate it with, as the seed has them."""
+    training, validation = hold_out(dataset.load_training(parameters.data), parameters.data.validation, seed)
+    make_deterministic(seed)
+    description, classes = parameters.networks[model], len(parameters.data.classes)
+    return networks.build(description, classes, recipe.dropout, recipe.initialization), training, validation
 
 
 def open_log(folder: Path) -> Live:

@@ -9,7 +9,7 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from stages import artifacts, command, dataset, networks, params
-from stages.errors import UserError
+from stages.errors import UserError, one_line
 from stages.networks import Classifier
 
 BATCH_SIZES = (1, 7, 1000)
@@ -63,7 +63,7 @@ def open_session(path: Path, classes: int) -> InferenceSession:
     try:
         session = InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors have no class in common
-        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} cannot be loaded: {one_line(error)}") from error
     found = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
     expected = [
         ("image", "tensor(uint8)", ["batch", *dataset.IMAGE_SHAPE]),
@@ -92,13 +92,12 @@ def draw_differences(path: Path, differences: np.ndarray, tolerance: float) -> N
     """Draw how many images differ by how much, float64 [n], in the probability that differs most."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    smallest = 1e-9  # equal to the last bit counts as this, for a logarithmic scale has no 0
-    axes.hist(np.clip(np.nan_to_num(differences, nan=1.0), smallest, 1.0), bins=np.logspace(-9, 0, 91))
+    bins = np.logspace(-9, 0, 91)  # equal to the last bit counts as the first, for a logarithmic scale has no 0
+    axes.hist(np.clip(np.nan_to_num(differences, nan=1.0), bins[0], bins[-1]), bins=bins)
     axes.axvline(tolerance, color="black", linestyle="dashed", label=f"tolerance {tolerance}")
     axes.set(xscale="log", xlabel="largest difference of a probability, ONNX Runtime to PyTorch", ylabel="images")
     axes.legend()
-    with artifacts.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    artifacts.write_picture(path, figure)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A small data set of real digits, and a folder in which the stages run on it."""
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 from sklearn.datasets import load_digits
 
-from stages import artifacts, dataset, export, params, train
+from stages import artifacts, export, idx, params, train
 
 PROJECT = Path(__file__).parent.parent
 
@@ -42,6 +41,11 @@ def edit_params(file: Path, changes: dict[str, Any]) -> None:
     yaml.dump(values, file)
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The data set's digests as params.yaml holds them, of the files in a folder."""
+    return {name: artifacts.sha256(folder / name) for name in artifacts.DATA_FILES}
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with scikit-learn's 1,797 digits of 8 x 8 pixels, enlarged to 28 x 28, as IDX files."""
@@ -51,18 +55,17 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (digits.images * 15.9).astype(np.uint8).repeat(3, axis=1).repeat(3, axis=2), ((0, 0), (2, 2), (2, 2))
     )
     labels = digits.target.astype(np.uint8)
-    dataset.write_idx(directory / artifacts.TRAIN_IMAGES, images[:1500])
-    dataset.write_idx(directory / artifacts.TRAIN_LABELS, labels[:1500])
-    dataset.write_idx(directory / artifacts.TEST_IMAGES, images[1500:])
-    dataset.write_idx(directory / artifacts.TEST_LABELS, labels[1500:])
+    idx.write(directory / artifacts.TRAIN_IMAGES, images[:1500])
+    idx.write(directory / artifacts.TRAIN_LABELS, labels[:1500])
+    idx.write(directory / artifacts.TEST_IMAGES, images[1500:])
+    idx.write(directory / artifacts.TEST_LABELS, labels[1500:])
     return directory
 
 
 @pytest.fixture(scope="session")
 def small_params(small_data: Path) -> dict[str, Any]:
     """The parameters that make the pipeline small."""
-    digests = {name: hashlib.sha256((small_data / name).read_bytes()).hexdigest() for name in artifacts.DATA_FILES}
-    return SMALL | {"data.name": "digits", "data.sources": [str(small_data)], "data.sha256": digests}
+    return SMALL | {"data.name": "digits", "data.sources": [str(small_data)], "data.sha256": digests(small_data)}
 
 
 def furnish(folder: Path, small_data: Path, small_params: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages import artifacts, dataset, params
+from stages import artifacts, dataset, idx, params
 from stages.errors import UserError
+from tests.conftest import digests
 
 IMAGES = artifacts.DATA / artifacts.TEST_IMAGES
 LABELS = artifacts.DATA / artifacts.TEST_LABELS
@@ -13,17 +14,17 @@ LABELS = artifacts.DATA / artifacts.TEST_LABELS
 def accept(change):
     """Declare the files as they are now to be the data set."""
 
-    def digests():
-        change({"data.sha256": {name: dataset.sha256(artifacts.DATA / name) for name in artifacts.DATA_FILES}})
+    def declare():
+        change({"data.sha256": digests(artifacts.DATA)})
         return params.load().data
 
-    return digests
+    return declare
 
 
 def test_a_written_file_is_read_back(workspace, accept):
     images = np.random.default_rng(0).integers(256, size=(3, 28, 28), dtype=np.uint8)
-    dataset.write_idx(IMAGES, images)
-    dataset.write_idx(LABELS, np.array([7, 0, 9]))
+    idx.write(IMAGES, images)
+    idx.write(LABELS, np.array([7, 0, 9]))
     split = dataset.load_test(accept())
     assert split.images.dtype == torch.uint8
     assert torch.equal(split.images, torch.from_numpy(images).unsqueeze(1))
@@ -54,14 +55,14 @@ def test_a_file_of_another_format_is_named(workspace, accept, content):
 
 
 def test_no_images_are_no_data_set(workspace, accept):
-    dataset.write_idx(IMAGES, np.zeros((0, 28, 28)))
-    dataset.write_idx(LABELS, np.zeros(0))
+    idx.write(IMAGES, np.zeros((0, 28, 28)))
+    idx.write(LABELS, np.zeros(0))
     with pytest.raises(UserError, match=r"is \[0, 28, 28\], .* \[0\]; allowed: "):
         dataset.load_test(accept())
 
 
 def test_images_of_another_size_are_refused(workspace, accept):
-    dataset.write_idx(IMAGES, np.zeros((3, 32, 32)))
+    idx.write(IMAGES, np.zeros((3, 32, 32)))
     with pytest.raises(UserError, match=r"is \[3, 32, 32\], .* \[297\]; allowed: \[n, 28, 28\] and \[n\] with n > 0$"):
         dataset.load_test(accept())
 

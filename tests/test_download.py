@@ -49,17 +49,19 @@ class MirrorHandler(BaseHTTPRequestHandler):
         pass
 
 
+def trust_files(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make torchvision take the mirror's files, by their MD5, for MNIST."""
+    resources = [(name, hashlib.md5(content).hexdigest()) for name, content in mirror.files.items()]
+    monkeypatch.setattr(MNIST, "resources", resources)
+
+
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch, small_data: Path) -> Iterator[Mirror]:
     """The only mirror that torchvision knows; it serves the small data."""
     with Mirror() as server:
         server.files = {f"{name}.gz": gzip.compress((small_data / name).read_bytes()) for name in artifacts.DATA_FILES}
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-        monkeypatch.setattr(
-            MNIST,
-            "resources",
-            [(name, hashlib.md5(content).hexdigest()) for name, content in server.files.items()],
-        )
+        trust_files(server, monkeypatch)
         monkeypatch.setattr(download, "NETWORK_TIMEOUT", 0.5)
         threading.Thread(target=server.serve_forever).start()
         yield server
@@ -122,9 +124,7 @@ def test_right_files_for_torchvision_but_not_for_the_parameters_are_refused(
     mirror, monkeypatch, torchvision_then_directory, small_data, capsys
 ):
     serve_another_file(mirror)
-    monkeypatch.setattr(
-        MNIST, "resources", [(name, hashlib.md5(content).hexdigest()) for name, content in mirror.files.items()]
-    )
+    trust_files(mirror, monkeypatch)
     download.main()
     assert_downloaded(small_data)
     assert "train-labels-idx1-ubyte has the SHA-256" in capsys.readouterr().out
