@@ -34,6 +34,15 @@ def training(model: str) -> Path:
     return ROOT / model / "training"
 
 
+def checkpoint(model: str) -> Path:
+    """What a stopped training goes on from; nothing that DVC knows, so that it stays."""
+    return ROOT / model / ".checkpoint"
+
+
+def training_lock(model: str) -> Path:
+    return ROOT / model / ".training.lock"
+
+
 def evaluation(model: str) -> Path:
     return ROOT / model / "evaluation.json"
 

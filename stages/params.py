@@ -102,6 +102,7 @@ class Params(Section):
     recipe: str
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Annotated[int, Field(ge=0)]
     data: Data
     networks: dict[Name, Network]
     recipes: dict[str, dict[str, Recipe]]

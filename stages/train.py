@@ -7,51 +7,77 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from dvclive import Live
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from scmrepo.exceptions import SCMError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from stages import artifacts, command, dataset, devices, networks, params
 from stages.augmentation import random_affine
+from stages.checkpoint import Checkpoint, fingerprint
 from stages.dataset import Split
 from stages.errors import UserError
 from stages.params import Params, Recipe
 
+WARM_UP = 0.3  # share of the one_cycle schedule
+
 
 def main(model: str) -> None:
-    """Train MODEL by the recipe in params.yaml and write its weights."""
+    """Train MODEL by the recipe in params.yaml and write its weights; go on where a stopped training was."""
     parameters = params.load(model)
+    with alone(model):
+        train(model, parameters)
+
+
+@contextmanager
+def alone(model: str) -> Iterator[None]:
+    """Wait until no other process trains the model: DVC, when it is killed, leaves its stages running."""
+    lock = FileLock(artifacts.training_lock(model))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        tqdm.write(f"{model} is being trained by another process: waiting for it")
+        lock.acquire()
+    with lock:
+        yield
+
+
+def train(model: str, parameters: Params) -> None:
     recipe = parameters.recipes[parameters.recipe][model]
     device = devices.choose(parameters.device)
     network, training, validation = prepare(model, parameters, recipe, parameters.seed)
     tqdm.write(networks.describe(network))
-    start = time.perf_counter()
+    checkpoint = Checkpoint(artifacts.checkpoint(model), fingerprint(model, parameters, device))
+    start, parent = time.perf_counter(), os.getppid()
     with artifacts.replacing(artifacts.training(model)) as folder, open_log(folder) as live:
-        for metrics in fit(network, training.to(device), validation.to(device), recipe):
-            if not math.isfinite(metrics["loss"] + metrics["val_loss"]):
-                key = f"recipes.{parameters.recipe}.{model}.learning_rate"
-                raise UserError(f"the loss is no longer finite; try a {key} below {recipe.learning_rate}")
+        for metrics in fit(network, training.to(device), validation.to(device), recipe, parameters.seed, checkpoint):
             for name, value in metrics.items():
                 live.log_metric(name, value)
             live.next_step()
+            if "DVC_STAGE" in os.environ and os.getppid() != parent:
+                raise UserError(f"dvc was killed: stopped after epoch {live.step - 1}; `dvc repro` goes on from there")
     print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
 
     with artifacts.replacing(artifacts.weights(model)) as path:
         path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}))
+    checkpoint.remove()
 
 
 def prepare(model: str, parameters: Params, recipe: Recipe, seed: int) -> tuple[nn.Sequential, Split, Split]:
     """Return the untrained network, the images to train it on and those to validate it with, as the seed has them."""
-    training, validation = hold_out(dataset.load_training(parameters.data), parameters.data.validation, seed)
+    devices.keep_freed_memory()
+    devices.use_threads(parameters.threads)
     make_deterministic(seed)
+    training, validation = hold_out(dataset.load_training(parameters.data), parameters.data.validation, seed)
     description, classes = parameters.networks[model], len(parameters.data.classes)
     return networks.build(description, classes, recipe.dropout, recipe.initialization), training, validation
 
@@ -81,10 +107,15 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     return split[order[size:]], split[order[:size]]
 
 
-def fit(network: nn.Module, training: Split, validation: Split, recipe: Recipe) -> Iterator[dict[str, float]]:
-    """Train in place, where the images are, and after each epoch give its loss, accuracy, val_loss and val_accuracy."""
+def fit(
+    network: nn.Module, training: Split, validation: Split, recipe: Recipe, seed: int, checkpoint: Checkpoint
+) -> Iterator[dict[str, float]]:
+    """Train in place, where the images are, and after each epoch give its loss, accuracy, val_loss and val_accuracy.
+
+    What an epoch draws depends on the seed and its number alone, so that any epoch can be the first after a stop.
+    Raises UserError as soon as the loss is not finite.
+    """
     network.to(training.labels.device, memory_format=torch.channels_last)
-    steps = math.ceil(len(training) / recipe.batch_size)
     optimizer = SGD(
         network.parameters(),
         lr=recipe.learning_rate,
@@ -93,26 +124,42 @@ def fit(network: nn.Module, training: Split, validation: Split, recipe: Recipe) 
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    schedule = make_schedule(optimizer, recipe, recipe.epochs * steps)
-    with tqdm(total=recipe.epochs * steps, unit="step", disable=None) as progress:
-        for epoch in range(1, recipe.epochs + 1):
+    steps = math.ceil(len(training) / recipe.batch_size)
+    history = checkpoint.restore(network, optimizer)
+    yield from history
+    with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", disable=None) as progress:
+        for epoch in range(len(history), recipe.epochs):
             start = time.perf_counter()
+            torch.manual_seed(epoch_seed(seed, epoch))
             network.train()
             sums = torch.zeros(2, device=training.labels.device)
-            for batch in shuffled_batches(training, steps):
+            for number, batch in enumerate(shuffled_batches(training, steps), start=epoch * steps):
+                optimizer.param_groups[0]["lr"] = learning_rate(recipe, (number + 0.5) / (recipe.epochs * steps))
                 sums += step(network, optimizer, batch, recipe)
-                schedule.step()
                 progress.update()
             loss, accuracy = (sums / len(training)).tolist()
             metrics = {"loss": loss, "accuracy": accuracy} | validate(network, validation)
-            report(epoch, recipe.epochs, metrics, time.perf_counter() - start)
+            if not math.isfinite(metrics["loss"] + metrics["val_loss"]):
+                raise UserError(f"the loss is no longer finite; try a learning_rate below {recipe.learning_rate}")
+            report(epoch + 1, recipe.epochs, metrics, time.perf_counter() - start)
+            history.append(metrics)
+            checkpoint.save(network, optimizer, history)
             yield metrics
 
 
-def make_schedule(optimizer: SGD, recipe: Recipe, steps: int) -> LRScheduler:
+def epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """Return the rate at this share of the training, 0 to 1; one_cycle is Smith & Topin's (2017, arXiv:1708.07120).
+
+    It rises from 0 to the recipe's rate and falls to 0 again, each along half a cosine.
+    """
     if recipe.schedule == "constant":
-        return ConstantLR(optimizer, factor=1)
-    return OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, cycle_momentum=False)
+        return recipe.learning_rate
+    ramp = progress / WARM_UP if progress < WARM_UP else (1 - progress) / (1 - WARM_UP)
+    return recipe.learning_rate * (1 - math.cos(math.pi * ramp)) / 2
 
 
 def shuffled_batches(split: Split, count: int) -> Iterator[Split]:

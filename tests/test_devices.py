@@ -23,3 +23,11 @@ def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match="device is 'cuda', which this machine lacks; allowed: auto, cpu$"):
         devices.choose("cuda")
+
+
+def test_the_number_of_threads_is_what_it_is_told_or_pytorchs(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    devices.use_threads(0)
+    devices.use_threads(3)
+    assert calls == [3]

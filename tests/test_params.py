@@ -50,6 +50,7 @@ def test_the_projects_own_parameters_are_valid(workspace):
             "data.sources has the unknown source 'bundle'; allowed: torchvision, bundled, or a",
         ),
         ("data.sha256", {}, "data.sha256 has the keys ; allowed: exactly train-images-idx3-ubyte, train-labels"),
+        ("threads", -1, "threads is -1: input should be greater than or equal to 0"),
         ("device", "gpu", "device is 'gpu': input should be 'auto', 'cpu', 'cuda' or 'mps'"),
     ],
 )

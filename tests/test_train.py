@@ -90,24 +90,25 @@ def test_a_git_repository_without_a_commit_is_a_users_mistake(workspace):
         train.main("fnn")
 
 
-@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
-def test_the_learning_rate_follows_the_schedule(workspace, schedule):
-    recipe = params.load().recipes["default"]["fnn"].model_copy(update={"schedule": schedule, "epochs": 1})
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.learning_rate)
-    lr_schedule = train.make_schedule(optimizer, recipe, steps=10)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        lr_schedule.step() if len(rates) < 10 else None
-    assert max(rates) == pytest.approx(recipe.learning_rate, rel=0.05)
-    assert (min(rates) == max(rates)) == (schedule == "constant")
+def test_the_learning_rate_of_one_cycle_rises_and_falls(workspace):
+    recipe = params.load().recipes["default"]["fnn"].model_copy(update={"schedule": "one_cycle"})
+    rates = [train.learning_rate(recipe, step / 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0)
+    assert rates[30] == max(rates) == recipe.learning_rate
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+    assert rates[100] == pytest.approx(0)
+
+
+def test_a_constant_learning_rate_is_constant(workspace):
+    recipe = params.load().recipes["notebook"]["fnn"]
+    assert {train.learning_rate(recipe, step / 10) for step in range(11)} == {recipe.learning_rate}
 
 
 def test_a_loss_beyond_all_bounds_is_a_users_mistake_and_leaves_the_earlier_results(models, change):
     before = artifacts.weights("fnn").read_bytes(), (artifacts.training("fnn") / "metrics.json").read_bytes()
     change({"recipes.default.fnn.learning_rate": 1e30})
-    with pytest.raises(UserError, match="no longer finite; try a recipes.default.fnn.learning_rate below 1e.30$"):
+    with pytest.raises(UserError, match="no longer finite; try a learning_rate below 1e.30$"):
         train.main("fnn")
     assert (artifacts.weights("fnn").read_bytes(), (artifacts.training("fnn") / "metrics.json").read_bytes()) == before
-    assert [path.name for path in artifacts.training("fnn").parent.glob(".*")] == []
+    assert [path.name for path in artifacts.training("fnn").parent.glob(".*")] == [".training.lock"]
