@@ -1,10 +1,11 @@
-# make repro: run the pipeline · make test: check the project · make bench: measure it · make constraints: move to newer versions
+# make repro: run the pipeline · make test: check the project · make bench: measure it, make ablation: its recipes
+# make constraints: move to newer versions
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test bench constraints
+.PHONY: repro test bench ablation constraints
 
 repro: .venv/for-repro
 	@$(BIN)/python -m stages.check # DVC, too, reads params.yaml, but its messages are harder to understand
@@ -17,6 +18,9 @@ test: .venv/for-test
 
 bench: repro
 	$(BIN)/python -m benchmarks.training $(OPTIONS)
+
+ablation: repro
+	$(BIN)/python -m benchmarks.ablation $(OPTIONS)
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer, please: make PYTHON=…")'

@@ -9,12 +9,10 @@ those of the training loop; ours include the validation and the checkpoint after
 import argparse
 import functools
 import itertools
-import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +23,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
-from tqdm import tqdm
 
+from benchmarks import trials
 from stages import artifacts, dataset, evaluate, networks, params, train
 from stages.checkpoint import Checkpoint
 from stages.errors import UserError
@@ -62,6 +60,9 @@ class Training:
     flop: float  # spent on them, without the optimizer
     peak: float  # of this machine just before, in FLOP/s
 
+    def __str__(self) -> str:
+        return f"{self.model} {self.way} seed {self.seed}: {self.accuracy:.2%}, {self.seconds:.1f} s"
+
 
 def main() -> None:
     options = parse_options()
@@ -72,7 +73,7 @@ def main() -> None:
         for model, way, _ in tasks:
             if way != NOTEBOOK and model not in parameters.recipes.get(way, {}):
                 raise UserError(f"params.yaml has no recipes.{way}.{model}; recipes: {', '.join(parameters.recipes)}")
-        trainings = run(tasks, options.quick)
+        trainings = trials.run(functools.partial(measure, quick=options.quick), tasks)
     except UserError as error:
         sys.exit(f"training: {error}")
     print(table(trainings))
@@ -83,7 +84,7 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=list(NOTEBOOK_NETWORKS), default=list(NOTEBOOK_NETWORKS))
-    parser.add_argument("--recipes", nargs="+", default=["default"], help="of params.yaml")
+    parser.add_argument("--recipes", nargs="+", default=["default", "fast"], help="of params.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--quick", action="store_true", help="a short look: one epoch, one seed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every training there as well")
@@ -91,26 +92,6 @@ def parse_options() -> argparse.Namespace:
     if options.quick:
         options.seeds = options.seeds[:1]
     return options
-
-
-def run(tasks: list[tuple[str, str, int]], quick: bool) -> list[Training]:
-    """Train one after the other, each in a new process, and measure the machine's peak before each."""
-    context = multiprocessing.get_context("spawn")
-    trainings = []
-    with (
-        ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool,
-        tqdm(total=len(tasks), unit="training", disable=None) as progress,
-    ):
-        for task in tasks:
-            training = pool.submit(measure, *task, quick).result()
-            trainings.append(training)
-            tqdm.write(
-                f"{training.model} {training.way} seed {training.seed}: "
-                f"{training.accuracy:.2%}, {training.seconds:.1f} s",
-                file=sys.stderr,
-            )
-            progress.update()
-    return trainings
 
 
 def measure(model: str, way: str, seed: int, quick: bool) -> Training:

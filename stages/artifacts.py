@@ -55,6 +55,10 @@ def confusion(model: str) -> Path:
     return ROOT / model / "confusion.csv"
 
 
+def robustness(model: str) -> Path:
+    return ROOT / model / "robustness.csv"
+
+
 def mistakes(model: str) -> Path:
     return ROOT / model / "mistakes.png"
 

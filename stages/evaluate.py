@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
@@ -12,7 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stages import artifacts, command, dataset, networks, params
+from stages.distortion import random_affine, thicken, thin
 from stages.errors import UserError
+from stages.params import Distortion
 
 CALIBRATION_BINS = 15
 PICTURE_ROWS, PICTURE_COLUMNS = 5, 8
@@ -27,7 +30,15 @@ def main(model: str) -> None:
     logits = networks.predict(network, test.images)
 
     metrics = measure(logits, test.labels) | {"parameters": networks.parameter_count(network)}
+    torch.manual_seed(parameters.seed)
+    distorted = {
+        distortion: measure(networks.predict(network, images), test.labels)
+        for distortion, images in distort(test.images, parameters.robustness).items()
+    }
+    metrics["robustness"] = {distortion: result["accuracy"] for distortion, result in distorted.items()}
     artifacts.write_json(artifacts.evaluation(model), metrics)
+    errors = [(distortion, result["errors"]) for distortion, result in ({"none": metrics} | distorted).items()]
+    write_csv(artifacts.robustness(model), ["distortion", "errors"], errors)
     predicted = logits.argmax(dim=1)
     write_per_class(artifacts.per_class(model), test.labels, predicted, classes)
     write_confusion(artifacts.confusion(model), test.labels, predicted, classes)
@@ -36,6 +47,7 @@ def main(model: str) -> None:
     accuracy, minimum = metrics["accuracy"], parameters.minimum_accuracy[model]
     interval = f"{metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}"
     print(f"{model}: {accuracy:.2%} of {len(test):,} test images right ({interval})")
+    print("  ".join(f"{distortion} {share:.2%}" for distortion, share in metrics["robustness"].items()))
     if accuracy < minimum:
         shortfall = f"{accuracy:.4f}, is {minimum - accuracy:.4f} below minimum_accuracy.{model}"
         raise UserError(f"{model}'s accuracy, {shortfall}; allowed: {minimum} or more")
@@ -55,6 +67,20 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "loss": cross_entropy(logits, labels).item(),
         "calibration_error": calibration_error(confidence.numpy(), correct),
     }
+
+
+def distort(images: Tensor, limits: Distortion) -> dict[str, Tensor]:
+    """Return uint8 images [n, 1, 28, 28], distorted in one way at a time, by that way's name.
+
+    Each image is rotated, scaled, sheared or shifted by its own draw, uniform within the limits; strokes are thinned
+    and thickened to the limit.
+    """
+    scaled = networks.scale(images)
+    affine = limits.model_dump(exclude={"strokes"}, exclude_defaults=True)
+    distorted = {name: random_affine(scaled, Distortion(**{name: limit})) for name, limit in affine.items()}
+    distorted["thin_strokes"] = scaled.lerp(thin(scaled), limits.strokes)
+    distorted["thick_strokes"] = scaled.lerp(thicken(scaled), limits.strokes)
+    return {name: (result * 255).round().to(torch.uint8) for name, result in distorted.items()}
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:

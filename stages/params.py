@@ -16,6 +16,7 @@ NAMED_SOURCES = ("torchvision", "bundled")
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]  # of a model: a folder, a part of a stage's name
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -77,11 +78,12 @@ class Network(Section):
         return self
 
 
-class Affine(Section):
-    rotation: Annotated[float, Field(ge=0, le=180)]
-    scale: Rate
-    shear: NotNegative
-    shift: NotNegative
+class Distortion(Section):
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    scale: Rate = 0.0
+    shear: NotNegative = 0.0
+    shift: NotNegative = 0.0
+    strokes: Share = 0.0
 
 
 class Recipe(Section):
@@ -89,12 +91,14 @@ class Recipe(Section):
     batch_size: Annotated[int, Field(gt=2)]  # then no batch holds a single image, which batch norm cannot take
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["constant", "one_cycle"] = "constant"
+    warm_up: Annotated[float, Field(gt=0, lt=1)] = 0.3
     initialization: Literal["pytorch", "glorot"] = "pytorch"
     momentum: Rate = 0.0
     weight_decay: NotNegative = 0.0
     label_smoothing: Rate = 0.0
     dropout: Rate = 0.0
-    affine: Affine | None = None
+    distortion: Distortion | None = None
+    distort_until: Share = 1.0
 
 
 class Params(Section):
@@ -106,7 +110,8 @@ class Params(Section):
     data: Data
     networks: dict[Name, Network]
     recipes: dict[str, dict[str, Recipe]]
-    minimum_accuracy: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    minimum_accuracy: dict[str, Share]
+    robustness: Distortion
     tolerance: NotNegative
     licence: str
 

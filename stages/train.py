@@ -7,28 +7,25 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from dvclive import Live
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors.torch import save
 from scmrepo.exceptions import SCMError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from tqdm import tqdm
 
 from stages import artifacts, command, dataset, devices, networks, params
-from stages.augmentation import random_affine
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.dataset import Split
+from stages.distortion import distort
 from stages.errors import UserError
 from stages.params import Params, Recipe
-
-WARM_UP = 0.3  # share of the one_cycle schedule
 
 
 def main(model: str) -> None:
@@ -38,17 +35,14 @@ def main(model: str) -> None:
         train(model, parameters)
 
 
-@contextmanager
-def alone(model: str) -> Iterator[None]:
+def alone(model: str) -> AcquireReturnProxy:
     """Wait until no other process trains the model: DVC, when it is killed, leaves its stages running."""
     lock = FileLock(artifacts.training_lock(model))
     try:
-        lock.acquire(blocking=False)
+        return lock.acquire(blocking=False)
     except Timeout:
         tqdm.write(f"{model} is being trained by another process: waiting for it")
-        lock.acquire()
-    with lock:
-        yield
+        return lock.acquire()
 
 
 def train(model: str, parameters: Params) -> None:
@@ -134,8 +128,12 @@ def fit(
             network.train()
             sums = torch.zeros(2, device=training.labels.device)
             for number, batch in enumerate(shuffled_batches(training, steps), start=epoch * steps):
-                optimizer.param_groups[0]["lr"] = learning_rate(recipe, (number + 0.5) / (recipe.epochs * steps))
-                sums += step(network, optimizer, batch, recipe)
+                done = (number + 0.5) / (recipe.epochs * steps)
+                optimizer.param_groups[0]["lr"] = learning_rate(recipe, done)
+                images = networks.scale(batch.images)
+                if recipe.distortion and done < recipe.distort_until:
+                    images = distort(images, recipe.distortion)
+                sums += step(network, optimizer, images, batch.labels, recipe.label_smoothing)
                 progress.update()
             loss, accuracy = (sums / len(training)).tolist()
             metrics = {"loss": loss, "accuracy": accuracy} | validate(network, validation)
@@ -151,37 +149,38 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
-def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Return the rate at this share of the training, 0 to 1; one_cycle is Smith & Topin's (2017, arXiv:1708.07120).
+def learning_rate(recipe: Recipe, done: float) -> float:
+    """Return the rate when this share of the training is done, 0 to 1.
 
-    It rises from 0 to the recipe's rate and falls to 0 again, each along half a cosine.
+    one_cycle, by Smith & Topin (2017, arXiv:1708.07120), rises from 0 to the recipe's rate and falls to 0 again, both
+    along half a cosine.
     """
     if recipe.schedule == "constant":
         return recipe.learning_rate
-    ramp = progress / WARM_UP if progress < WARM_UP else (1 - progress) / (1 - WARM_UP)
+    warm_up = recipe.warm_up
+    ramp = done / warm_up if done < warm_up else (1 - done) / (1 - warm_up)
     return recipe.learning_rate * (1 - math.cos(math.pi * ramp)) / 2
 
 
 def shuffled_batches(split: Split, count: int) -> Iterator[Split]:
     """Give every image once, in `count` random batches of nearly equal size: none too small for batch norm."""
-    order = torch.randperm(len(split), device=split.labels.device)
+    order = torch.randperm(len(split)).to(split.labels.device)  # drawn on the CPU: the same order on every device
     return (split[indices] for indices in order.tensor_split(count))
 
 
-def step(network: nn.Module, optimizer: SGD, batch: Split, recipe: Recipe) -> Tensor:
+def step(
+    network: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
     """Descend the gradient once; return the batch's summed loss and number of right answers, float32 [2].
 
     Nothing here waits for the device: the sums are read once an epoch.
     """
-    images = networks.scale(batch.images)
-    if recipe.affine:
-        images = random_affine(images, recipe.affine)
     logits = network(images)
-    loss = cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
+    loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return torch.stack([loss.detach() * len(batch), (logits.argmax(dim=1) == batch.labels).sum()])
+    return torch.stack([loss.detach() * len(labels), (logits.argmax(dim=1) == labels).sum()])
 
 
 def report(epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import training
+from benchmarks import ablation, training, trials
 from benchmarks.training import NOTEBOOK, Training
 from stages import networks, params
 from tests.conftest import PROJECT
@@ -50,3 +50,48 @@ def test_the_table_compares_means_with_the_notebooks():
 def test_no_recipe_has_the_name_of_the_notebooks_loop(monkeypatch):
     monkeypatch.chdir(PROJECT)
     assert NOTEBOOK not in params.load().recipes
+
+
+def test_each_part_of_a_recipe_is_switched_off_alone(workspace):
+    recipe = params.load().recipes["default"]["fnn"]
+    recipes = ablation.variants(recipe)
+    assert recipes.pop(ablation.NOTHING) == recipe
+    assert {"schedule", "momentum", "weight_decay", "distortion", "distortion.strokes"} <= set(recipes)
+    assert recipes["distortion"].distortion is None
+    assert recipes["distortion.strokes"].distortion.strokes == 0
+    for part, variant in recipes.items():
+        part = part.split(".")[0]
+        assert getattr(variant, part) != getattr(recipe, part)
+        assert variant.model_dump(exclude={part}) == recipe.model_dump(exclude={part})
+
+
+def test_the_ablation_tells_what_a_part_brings_seed_by_seed():
+    rows = ablation.table(
+        [
+            ablation.Training("fnn", ablation.NOTHING, 0, validation=0.99, test=0.98),
+            ablation.Training("fnn", ablation.NOTHING, 1, validation=0.97, test=0.98),
+            ablation.Training("fnn", "momentum", 0, validation=0.98, test=0.96),
+            ablation.Training("fnn", "momentum", 1, validation=0.96, test=0.98),
+        ]
+    ).splitlines()
+    assert rows[-2] == "| fnn | nothing | 2 | 98.00% | 98.00% |  |"
+    assert rows[-1] == "| fnn | momentum | 2 | 97.00% | 97.00% | +1.00% ± 0.00% |"
+
+
+def test_an_ablation_trains_and_tests_without_the_part(workspace):
+    whole, without = (ablation.measure("fnn", part, 0) for part in (ablation.NOTHING, "momentum"))
+    assert whole.validation > 0.8
+    assert whole.test > 0.8
+    assert without.validation < whole.validation
+
+
+def test_trials_give_their_results_in_order_and_tell_what_is_left(capsys):
+    assert trials.run(divmod, [(7, 2), (9, 3)], at_once=2) == [(3, 1), (3, 0)]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("(3, 1)  (1 of 2 done, about ")
+    assert lines[1] == "(3, 0)  (2 of 2 done, about 00:00 left)"
+
+
+def test_a_mistake_in_a_trial_is_told_as_it_is():
+    with pytest.raises(ZeroDivisionError):
+        trials.run(divmod, [(1, 0)])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from stages import artifacts, evaluate
 from stages.errors import UserError
+from stages.params import Distortion
 
 
 def read_csv(path) -> list[dict[str, str]]:
@@ -70,6 +71,26 @@ def test_the_files_agree_with_one_another(models):
         assert float(row["f1"]) == pytest.approx(2 * precision * recall / (precision + recall))
         assert int(row["images"]) == len(actual)
         assert int(row["missed"]) == len(actual) - both
+
+
+def test_robustness_counts_the_errors_on_images_distorted_in_one_way_at_a_time(models):
+    evaluate.main("cnn")
+    evaluation = json.loads(artifacts.evaluation("cnn").read_text())
+    rows = {row["distortion"]: int(row["errors"]) for row in read_csv(artifacts.robustness("cnn"))}
+    assert list(rows) == ["none", "rotation", "scale", "shift", "thin_strokes", "thick_strokes"]
+    assert rows.pop("none") == evaluation["errors"]
+    assert evaluation["robustness"] == {name: pytest.approx(1 - errors / 297) for name, errors in rows.items()}
+
+
+def test_distorted_images_are_pixels_that_show_the_distortion():
+    images = torch.zeros(50, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 12:16, 12:16] = 200
+    distorted = evaluate.distort(images, Distortion(shift=3, strokes=1))
+    assert list(distorted) == ["shift", "thin_strokes", "thick_strokes"]
+    assert {(result.dtype, result.shape) for result in distorted.values()} == {(torch.uint8, images.shape)}
+    assert [int((distorted[name][0] == 200).sum()) for name in ("thin_strokes", "thick_strokes")] == [9, 25]
+    assert len(distorted["shift"].unique(dim=0)) == 50
+    assert distorted["shift"].sum().item() == pytest.approx(images.sum().item(), rel=0.01)
 
 
 def test_the_mistakes_are_a_picture_that_is_the_same_each_time(models):

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages import artifacts, params, train
+from stages.checkpoint import Checkpoint
 from stages.dataset import Split
 from stages.errors import UserError
 
@@ -91,7 +92,7 @@ def test_a_git_repository_without_a_commit_is_a_users_mistake(workspace):
 
 
 def test_the_learning_rate_of_one_cycle_rises_and_falls(workspace):
-    recipe = params.load().recipes["default"]["fnn"].model_copy(update={"schedule": "one_cycle"})
+    recipe = params.load().recipes["default"]["fnn"].model_copy(update={"schedule": "one_cycle", "warm_up": 0.3})
     rates = [train.learning_rate(recipe, step / 100) for step in range(101)]
     assert rates[0] == pytest.approx(0)
     assert rates[30] == max(rates) == recipe.learning_rate
@@ -103,6 +104,48 @@ def test_the_learning_rate_of_one_cycle_rises_and_falls(workspace):
 def test_a_constant_learning_rate_is_constant(workspace):
     recipe = params.load().recipes["notebook"]["fnn"]
     assert {train.learning_rate(recipe, step / 10) for step in range(11)} == {recipe.learning_rate}
+
+
+def test_images_are_distorted_in_the_first_share_of_the_training_alone(workspace, change, monkeypatch):
+    change({"recipes.default.fnn.epochs": 4, "recipes.default.fnn.distort_until": 0.75})
+    epochs, distorted = [], []
+    shuffled_batches = train.shuffled_batches
+
+    def count_epochs(split, count):
+        epochs.append(count)
+        return shuffled_batches(split, count)
+
+    monkeypatch.setattr(train, "shuffled_batches", count_epochs)
+    monkeypatch.setattr(train, "distort", lambda images, limits: distorted.append(len(epochs)) or images)
+    train.main("fnn")
+    assert sorted(set(distorted)) == [1, 2, 3]
+    assert len(distorted) == 3 * epochs[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+@pytest.mark.parametrize("model", ["fnn", "cnn"])
+def test_a_gpu_trains_as_the_cpu_does(workspace, model):
+    parameters = params.load(model)
+    # without what each device draws for itself
+    recipe = parameters.recipes["default"][model].model_copy(update={"distortion": None, "dropout": 0.0})
+    ways = {}
+    for device in ("cpu", "cuda"):
+        network, training, validation = train.prepare(model, parameters, recipe, seed=0)
+        checkpoint = Checkpoint(workspace / f"{device}.checkpoint", fingerprint="")
+        ways[device] = list(train.fit(network, training.to(device), validation.to(device), recipe, 0, checkpoint))
+    for on_cpu, on_gpu in zip(ways["cpu"], ways["cuda"]):
+        assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=0.02)
+        assert on_gpu["val_accuracy"] == pytest.approx(on_cpu["val_accuracy"], abs=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+@pytest.mark.parametrize("model", ["fnn", "cnn"])
+def test_on_a_gpu_the_same_seed_gives_the_same_bytes(workspace, change, model):
+    change({"device": "cuda"})
+    train.main(model)
+    first = artifacts.weights(model).read_bytes()
+    train.main(model)
+    assert artifacts.weights(model).read_bytes() == first
 
 
 def test_a_loss_beyond_all_bounds_is_a_users_mistake_and_leaves_the_earlier_results(models, change):

@@ -1,0 +1,64 @@
+"""Distortions of images: random ones, to train on and to test with."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stages.params import Distortion
+
+
+def distort(images: Tensor, limits: Distortion) -> Tensor:
+    """Distort every image, float32 [n, 1, h, w], in all ways at once."""
+    if limits.strokes:
+        images = random_strokes(images, limits.strokes)
+    return random_affine(images, limits)
+
+
+def random_affine(images: Tensor, limits: Distortion) -> Tensor:
+    """Rotate, scale, shear and shift every image, float32 [n, 1, h, w], by its own draw, uniform within `limits`.
+
+    All images of the batch go through one bilinear grid sample; what comes from outside a picture is black.
+    """
+    count, _, height, width = images.shape
+
+    def draw(limit: float) -> Tensor:
+        return (torch.rand(count, 1, 1, device=images.device) * 2 - 1) * limit
+
+    angle = draw(math.radians(limits.rotation))
+    zoom = 1 + draw(limits.scale)
+    shear = draw(limits.shear)
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    # grid_sample counts from -1 to 1 across the picture, so that a pixel is 2 / width
+    shift_x, shift_y = draw(2 * limits.shift / width), draw(2 * limits.shift / height)
+    x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=images.device)
+    y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=images.device).unsqueeze(1)
+    # as functional.affine_grid would, without its matrix product, which takes as long as the sampling itself
+    grid_x = cos * x + ((shear * cos - sin) * y + shift_x)
+    grid_y = sin * x + ((shear * sin + cos) * y + shift_y)
+    grid = torch.stack([grid_x, grid_y], dim=-1)
+    return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+
+
+def random_strokes(images: Tensor, limit: float) -> Tensor:
+    """Thin or thicken the strokes of every image, float32 [n, 1, h, w], by its own draw, uniform within `limit`.
+
+    1 is all the way to `thin` or `thicken`.
+    """
+    change = (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1) * limit
+    sign = torch.ones_like(change).copysign(change)
+    signed = images * sign  # to thin is to thicken the negative
+    return signed.lerp(thicken(signed), change.abs()) * sign
+
+
+def thicken(images: Tensor) -> Tensor:
+    """Dilate: each pixel of [..., h, w] becomes the brightest of the 2 x 2 that it begins."""
+    padded = functional.pad(images, (0, 1, 0, 1))
+    rows = torch.maximum(padded[..., :-1, :], padded[..., 1:, :])  # far quicker than max_pool2d with one channel
+    return torch.maximum(rows[..., :-1], rows[..., 1:])
+
+
+def thin(images: Tensor) -> Tensor:
+    """Erode: each pixel of [..., h, w] becomes the darkest of the 2 x 2 that it begins."""
+    return -thicken(-images)
