@@ -144,6 +144,7 @@ def train_recipe(name: str, model: str, seed: int, quick: bool) -> tuple[nn.Modu
     """Return the same for a recipe of params.yaml."""
     parameters = params.load(model)
     recipe = parameters.recipes[name][model]
+    train.set_up(parameters.threads)
     network, training, validation = train.prepare(model, parameters, recipe, seed)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(Path(folder) / "checkpoint", fingerprint="")

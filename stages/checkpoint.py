@@ -28,6 +28,7 @@ class Checkpoint:
     fingerprint: str
 
     def save(self, network: nn.Module, optimizer: Optimizer, history: History) -> None:
+        """Write the state after the epochs of `history`, in place of that of an earlier epoch."""
         header = json.dumps({"fingerprint": self.fingerprint, "history": history})
         tensors = save({name: tensor.cpu().contiguous() for name, tensor in _tensors(network, optimizer).items()})
         content = header.encode() + b"\n" + tensors
@@ -37,7 +38,8 @@ class Checkpoint:
     def restore(self, network: nn.Module, optimizer: Optimizer) -> History:
         """Bring network and optimizer, in place, to where the checkpoint was saved, and return the epochs until then.
 
-        Without a checkpoint, or with one that is damaged or another training's, both stay as they are.
+        Without a checkpoint, or with one that is damaged or another training's, which a line tells, both stay as they
+        are.
         """
         if not self.path.is_file():
             return []
@@ -59,19 +61,22 @@ class Checkpoint:
 
 
 def fingerprint(model: str, parameters: Params, device: torch.device) -> str:
-    """Digest all that decides which bytes a training ends with."""
+    """Return the SHA-256, in hex, of all that decides which bytes a training ends with: any change of code counts.
+
+    Call it when the number of threads is set.
+    """
     decisive = {
         "network": parameters.networks[model].model_dump(),
         "recipe": parameters.recipes[parameters.recipe][model].model_dump(),
         "seed": parameters.seed,
-        "data": parameters.data.model_dump(),
+        "data": parameters.data.model_dump(include={"sha256", "classes", "validation"}),
         "code": {file.name: artifacts.sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))},
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
-    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -10,14 +10,14 @@ from stages.params import Distortion
 
 
 def distort(images: Tensor, limits: Distortion) -> Tensor:
-    """Distort every image, float32 [n, 1, h, w], in all ways at once."""
+    """Distort every image, float32 [n, 1, 28, 28] from 0 to 1, in all ways at once."""
     if limits.strokes:
         images = random_strokes(images, limits.strokes)
     return random_affine(images, limits)
 
 
 def random_affine(images: Tensor, limits: Distortion) -> Tensor:
-    """Rotate, scale, shear and shift every image, float32 [n, 1, h, w], by its own draw, uniform within `limits`.
+    """Rotate, scale, shear and shift every image, float32 [n, 1, 28, 28], by its own draw, uniform within `limits`.
 
     All images of the batch go through one bilinear grid sample; what comes from outside a picture is black.
     """
@@ -42,9 +42,9 @@ def random_affine(images: Tensor, limits: Distortion) -> Tensor:
 
 
 def random_strokes(images: Tensor, limit: float) -> Tensor:
-    """Thin or thicken the strokes of every image, float32 [n, 1, h, w], by its own draw, uniform within `limit`.
+    """Thin or thicken the strokes of every image, float32 [n, 1, 28, 28], by its own draw, uniform within `limit`.
 
-    1 is all the way to `thin` or `thicken`.
+    A limit of 1 is all the way to `thin` or `thicken`.
     """
     change = (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1) * limit
     sign = torch.ones_like(change).copysign(change)
@@ -53,12 +53,15 @@ def random_strokes(images: Tensor, limit: float) -> Tensor:
 
 
 def thicken(images: Tensor) -> Tensor:
-    """Dilate: each pixel of [..., h, w] becomes the brightest of the 2 x 2 that it begins."""
-    padded = functional.pad(images, (0, 1, 0, 1))
+    """Dilate float32 images [n, 1, h, w]: each pixel becomes the brightest of 2 x 2, itself at the upper left.
+
+    At the edge a pixel is its own neighbour. Strokes grow by a pixel to the left and to the top.
+    """
+    padded = functional.pad(images, (0, 1, 0, 1), mode="replicate")
     rows = torch.maximum(padded[..., :-1, :], padded[..., 1:, :])  # far quicker than max_pool2d with one channel
     return torch.maximum(rows[..., :-1], rows[..., 1:])
 
 
 def thin(images: Tensor) -> Tensor:
-    """Erode: each pixel of [..., h, w] becomes the darkest of the 2 x 2 that it begins."""
+    """Erode float32 images [n, 1, h, w]: each pixel becomes the darkest of the same four."""
     return -thicken(-images)

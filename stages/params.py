@@ -90,8 +90,7 @@ class Recipe(Section):
     epochs: Count
     batch_size: Annotated[int, Field(gt=2)]  # then no batch holds a single image, which batch norm cannot take
     learning_rate: Annotated[float, Field(gt=0)]
-    schedule: Literal["constant", "one_cycle"] = "constant"
-    warm_up: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    warm_up: Annotated[float, Field(gt=0, lt=1)] | None = None
     initialization: Literal["pytorch", "glorot"] = "pytorch"
     momentum: Rate = 0.0
     weight_decay: NotNegative = 0.0

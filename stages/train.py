@@ -6,13 +6,12 @@ All images stay in memory as one uint8 tensor, and a batch is one index operatio
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from dvclive import Live
-from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors.torch import save
 from scmrepo.exceptions import SCMError
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 from tqdm import tqdm
 
-from stages import artifacts, command, dataset, devices, networks, params
+from stages import artifacts, command, dataset, devices, networks, params, turn
 from stages.checkpoint import Checkpoint, fingerprint
 from stages.dataset import Split
 from stages.distortion import distort
@@ -31,34 +30,30 @@ from stages.params import Params, Recipe
 def main(model: str) -> None:
     """Train MODEL by the recipe in params.yaml and write its weights; go on where a stopped training was."""
     parameters = params.load(model)
-    with alone(model):
-        train(model, parameters)
+    waiting = f"{model} is being trained by an older process: waiting for the end of its epoch"
+    with turn.take(artifacts.training_lock(model), waiting) as is_wanted:
+        train(model, parameters, is_wanted)
 
 
-def alone(model: str) -> AcquireReturnProxy:
-    """Wait until no other process trains the model: DVC, when it is killed, leaves its stages running."""
-    lock = FileLock(artifacts.training_lock(model))
-    try:
-        return lock.acquire(blocking=False)
-    except Timeout:
-        tqdm.write(f"{model} is being trained by another process: waiting for it")
-        return lock.acquire()
+def train(model: str, parameters: Params, is_wanted: Callable[[], bool]) -> None:
+    """Train and write the weights and the log of each epoch.
 
-
-def train(model: str, parameters: Params) -> None:
+    Raises UserError if the loss is not finite, or after an epoch in which another process wanted the turn.
+    """
     recipe = parameters.recipes[parameters.recipe][model]
     device = devices.choose(parameters.device)
+    set_up(parameters.threads)
     network, training, validation = prepare(model, parameters, recipe, parameters.seed)
     tqdm.write(networks.describe(network))
     checkpoint = Checkpoint(artifacts.checkpoint(model), fingerprint(model, parameters, device))
-    start, parent = time.perf_counter(), os.getppid()
+    start = time.perf_counter()
     with artifacts.replacing(artifacts.training(model)) as folder, open_log(folder) as live:
         for metrics in fit(network, training.to(device), validation.to(device), recipe, parameters.seed, checkpoint):
             for name, value in metrics.items():
                 live.log_metric(name, value)
             live.next_step()
-            if "DVC_STAGE" in os.environ and os.getppid() != parent:
-                raise UserError(f"dvc was killed: stopped after epoch {live.step - 1}; `dvc repro` goes on from there")
+            if is_wanted():
+                raise UserError(f"stopped after epoch {live.step - 1}, for a newer process goes on from there")
     print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
 
     with artifacts.replacing(artifacts.weights(model)) as path:
@@ -66,12 +61,19 @@ def train(model: str, parameters: Params) -> None:
     checkpoint.remove()
 
 
-def prepare(model: str, parameters: Params, recipe: Recipe, seed: int) -> tuple[nn.Sequential, Split, Split]:
-    """Return the untrained network, the images to train it on and those to validate it with, as the seed has them."""
+def set_up(threads: int) -> None:
+    """Set this process up to train with so many threads on the CPU, fast and, for the same seed, to the same bytes."""
+    devices.use_threads(threads)
     devices.keep_freed_memory()
-    devices.use_threads(parameters.threads)
-    make_deterministic(seed)
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any, and filling costs time
+
+
+def prepare(model: str, parameters: Params, recipe: Recipe, seed: int) -> tuple[nn.Sequential, Split, Split]:
+    """Return the network with the seed's first weights, and the seed's images to train and to validate it with."""
     training, validation = hold_out(dataset.load_training(parameters.data), parameters.data.validation, seed)
+    torch.manual_seed(seed)
     description, classes = parameters.networks[model], len(parameters.data.classes)
     return networks.build(description, classes, recipe.dropout, recipe.initialization), training, validation
 
@@ -84,14 +86,6 @@ def open_log(folder: Path) -> Live:
         raise UserError(f"DVCLive needs a git repository with a commit: {error}") from error
     live.step = 1
     return live
-
-
-def make_deterministic(seed: int) -> None:
-    """Make the same seed give the same weights on the same machine, byte for byte."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any, and filling costs time
-    torch.manual_seed(seed)
 
 
 def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -107,7 +101,7 @@ def fit(
     """Train in place, where the images are, and after each epoch give its loss, accuracy, val_loss and val_accuracy.
 
     What an epoch draws depends on the seed and its number alone, so that any epoch can be the first after a stop.
-    Raises UserError as soon as the loss is not finite.
+    Raises UserError at the end of an epoch whose loss is not finite.
     """
     network.to(training.labels.device, memory_format=torch.channels_last)
     optimizer = SGD(
@@ -146,19 +140,19 @@ def fit(
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
+    """Return 32 bits that are those of no other epoch."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 def learning_rate(recipe: Recipe, done: float) -> float:
     """Return the rate when this share of the training is done, 0 to 1.
 
-    one_cycle, by Smith & Topin (2017, arXiv:1708.07120), rises from 0 to the recipe's rate and falls to 0 again, both
-    along half a cosine.
+    With a warm-up it is one cycle (Smith & Topin 2017, arXiv:1708.07120): from 0 up to the recipe's rate and down to
+    0 again, here along halves of a cosine, as PyTorch's OneCycleLR has them.
     """
-    if recipe.schedule == "constant":
+    if recipe.warm_up is None:
         return recipe.learning_rate
-    warm_up = recipe.warm_up
-    ramp = done / warm_up if done < warm_up else (1 - done) / (1 - warm_up)
+    ramp = done / recipe.warm_up if done < recipe.warm_up else (1 - done) / (1 - recipe.warm_up)
     return recipe.learning_rate * (1 - math.cos(math.pi * ramp)) / 2
 
 

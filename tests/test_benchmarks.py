@@ -56,7 +56,7 @@ def test_each_part_of_a_recipe_is_switched_off_alone(workspace):
     recipe = params.load().recipes["default"]["fnn"]
     recipes = ablation.variants(recipe)
     assert recipes.pop(ablation.NOTHING) == recipe
-    assert {"schedule", "momentum", "weight_decay", "distortion", "distortion.strokes"} <= set(recipes)
+    assert {"warm_up", "momentum", "weight_decay", "distortion", "distortion.strokes"} <= set(recipes)
     assert recipes["distortion"].distortion is None
     assert recipes["distortion.strokes"].distortion.strokes == 0
     for part, variant in recipes.items():

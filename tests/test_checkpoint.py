@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,28 +8,42 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
-from stages import artifacts, train
+from stages import artifacts, params, train
+from stages.errors import UserError
 from tests.conftest import PROJECT
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT)}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": ""}
 
 
-def start(workspace, **options) -> subprocess.Popen:
-    """Train fnn in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "stages.train", "fnn"], cwd=workspace, env=ENVIRONMENT, text=True, **options
-    )
+@pytest.fixture
+def start(workspace):
+    """Start trainings of fnn in processes of their own, which end with the test."""
+    processes = []
+
+    def start_training(**options) -> subprocess.Popen:
+        command = [sys.executable, "-m", "stages.train", "fnn"]
+        processes.append(subprocess.Popen(command, cwd=workspace, env=ENVIRONMENT, text=True, **options))
+        return processes[-1]
+
+    yield start_training
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
-def wait_for(condition) -> None:
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Wait until the process has brought it about."""
     while not condition():
+        assert process.poll() is None
         time.sleep(0.01)
 
 
 def content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def outcome(model: str) -> dict[str, bytes]:
@@ -42,9 +57,14 @@ def interrupted(workspace, monkeypatch):
     """A training of fnn that broke off in its fourth epoch, and the outcome that it would have had."""
     train.main("fnn")
     expected = outcome("fnn")
-    artifacts.weights("fnn").unlink()
+    forget("fnn")
     break_off(monkeypatch, "fnn", epochs=3)
     return expected
+
+
+def forget(model: str) -> None:
+    artifacts.remove(artifacts.weights(model))
+    artifacts.remove(artifacts.training(model))
 
 
 def break_off(monkeypatch, model: str, epochs: int) -> None:
@@ -67,7 +87,7 @@ def break_off(monkeypatch, model: str, epochs: int) -> None:
 def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(workspace, monkeypatch, capsys, model):
     train.main(model)
     expected = outcome(model)
-    artifacts.remove(artifacts.training(model))
+    forget(model)
     break_off(monkeypatch, model, epochs=1)
     assert artifacts.checkpoint(model).is_file()
     assert not artifacts.training(model).exists()
@@ -131,14 +151,15 @@ def test_a_truncated_checkpoint_is_ignored(interrupted, capsys, size):
     assert outcome("fnn") == interrupted
 
 
-def test_a_killed_training_goes_on(workspace, change, capsys):
+def test_a_killed_training_goes_on(workspace, change, start, capsys):
     change({"recipes.default.fnn.epochs": 200})
     train.main("fnn")
     expected = outcome("fnn")
+    forget("fnn")
     for _ in range(2):
         before = content(artifacts.checkpoint("fnn"))
-        process = start(workspace, stdout=subprocess.DEVNULL)
-        wait_for(lambda before=before: content(artifacts.checkpoint("fnn")) != before)
+        process = start(stdout=subprocess.DEVNULL)
+        wait_for(lambda before=before: content(artifacts.checkpoint("fnn")) != before, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
     capsys.readouterr()
@@ -152,25 +173,29 @@ def test_a_killed_training_goes_on(workspace, change, capsys):
     ]
 
 
-def test_a_training_waits_for_another_of_the_same_model(workspace):
-    artifacts.training_lock("fnn").parent.mkdir()
-    with FileLock(artifacts.training_lock("fnn")):
-        process = start(workspace, stdout=subprocess.PIPE)
-        assert process.stdout.readline() == "fnn is being trained by another process: waiting for it\n"
-        assert process.poll() is None
-    out, _ = process.communicate()
-    assert process.returncode == 0
-    assert "epoch 8/8" in out
+def test_a_newer_training_takes_over_from_an_older_after_its_epoch(workspace, change, start):
+    change({"recipes.default.fnn.epochs": 200})
+    older = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(artifacts.checkpoint("fnn").exists, older)
+    newer = start(stdout=subprocess.PIPE)
+    assert newer.stdout.readline() == "fnn is being trained by an older process: waiting for the end of its epoch\n"
+    _, told = older.communicate()
+    assert older.returncode == 1
+    stopped = re.fullmatch(r"train: stopped after epoch (\d+), for a newer process goes on from there\n", told)
+    out, _ = newer.communicate()
+    assert newer.returncode == 0
+    assert f"going on after epoch {stopped[1]}\n" in out
+    assert not artifacts.checkpoint("fnn").exists()
 
 
-def test_a_training_whose_dvc_was_killed_stops_after_its_epoch(workspace, change):
-    change({"recipes.default.fnn.epochs": 3000})
-    stage = f"{sys.executable} -m stages.train fnn & wait"
-    environment = ENVIRONMENT | {"DVC_STAGE": "train@fnn"}
-    dvc = subprocess.Popen(["sh", "-c", stage], cwd=workspace, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_for(artifacts.checkpoint("fnn").exists)
-    dvc.send_signal(signal.SIGKILL)
-    line = dvc.stderr.read().splitlines()[-1]
-    assert line.startswith("train: dvc was killed: stopped after epoch ")
-    assert artifacts.checkpoint("fnn").exists()
-    assert not artifacts.weights("fnn").exists()
+def test_nothing_is_left_to_a_newer_training_that_waits_for_the_last_epoch(workspace, monkeypatch, capsys):
+    train.main("fnn")
+    expected = outcome("fnn")
+    forget("fnn")
+    wanted = iter([False] * 7 + [True])
+    with pytest.raises(UserError, match="^stopped after epoch 8, for a newer process goes on from there$"):
+        train.train("fnn", params.load(), lambda: next(wanted))
+    capsys.readouterr()
+    train.main("fnn")
+    assert "going on after epoch 8\n" in capsys.readouterr().out
+    assert outcome("fnn") == expected

@@ -1,8 +1,14 @@
+import pytest
 import torch
 from scipy import ndimage
 
 from stages.distortion import distort, random_affine, random_strokes, thicken, thin
 from stages.params import Distortion
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
 
 
 def spot(row: int, column: int, count: int = 200) -> torch.Tensor:
@@ -36,6 +42,13 @@ def test_rotation_is_in_degrees_about_the_middle():
     torch.testing.assert_close(after.norm(dim=1), before.norm(dim=1), atol=0.1, rtol=0)
 
 
+def test_shear_moves_rows_against_one_another():
+    before, after = centres(spot(22, 14)), centres(random_affine(spot(22, 14), Distortion(shear=0.2)))
+    slopes = (after - before)[:, 1] / before[:, 0]
+    assert 0.18 < slopes.abs().max() <= 0.205
+    torch.testing.assert_close(after[:, 0], before[:, 0], atol=0.1, rtol=0)
+
+
 def test_scaling_moves_along_the_radius():
     radii = centres(random_affine(spot(14, 22), Distortion(scale=0.2)))[:, 1] / 8.5
     assert 1 / 1.21 <= radii.min() < 0.87
@@ -50,10 +63,9 @@ def test_every_image_gets_a_draw_of_its_own():
 
 def test_thin_and_thick_strokes_are_an_erosion_and_a_dilation():
     images = torch.rand(3, 1, 28, 28)
-    images[:, :, [0, -1]] = images[:, :, :, [0, -1]] = 0  # beyond the edge the one has black, the other white
     window = (1, 1, 2, 2)
-    dilated = ndimage.maximum_filter(images.numpy(), window, origin=(0, 0, -1, -1), mode="constant")
-    eroded = ndimage.minimum_filter(images.numpy(), window, origin=(0, 0, -1, -1), mode="constant")
+    dilated = ndimage.maximum_filter(images.numpy(), window, origin=(0, 0, -1, -1), mode="nearest")
+    eroded = ndimage.minimum_filter(images.numpy(), window, origin=(0, 0, -1, -1), mode="nearest")
     assert torch.equal(thicken(images), torch.from_numpy(dilated))
     assert torch.equal(thin(images), torch.from_numpy(eroded))
 

@@ -85,12 +85,20 @@ def test_robustness_counts_the_errors_on_images_distorted_in_one_way_at_a_time(m
 def test_distorted_images_are_pixels_that_show_the_distortion():
     images = torch.zeros(50, 1, 28, 28, dtype=torch.uint8)
     images[:, :, 12:16, 12:16] = 200
-    distorted = evaluate.distort(images, Distortion(shift=3, strokes=1))
+    distorted = evaluate.distort_each_way(images, Distortion(shift=3, strokes=1))
     assert list(distorted) == ["shift", "thin_strokes", "thick_strokes"]
     assert {(result.dtype, result.shape) for result in distorted.values()} == {(torch.uint8, images.shape)}
     assert [int((distorted[name][0] == 200).sum()) for name in ("thin_strokes", "thick_strokes")] == [9, 25]
     assert len(distorted["shift"].unique(dim=0)) == 50
     assert distorted["shift"].sum().item() == pytest.approx(images.sum().item(), rel=0.01)
+
+
+def test_one_ways_draws_do_not_depend_on_the_other_ways():
+    images = torch.randint(256, (5, 1, 28, 28), dtype=torch.uint8)
+    alone = evaluate.distort_each_way(images, Distortion(shift=3))
+    among_others = evaluate.distort_each_way(images, Distortion(rotation=15, shift=3, strokes=1))
+    assert list(alone) == ["shift"]
+    assert torch.equal(alone["shift"], among_others["shift"])
 
 
 def test_the_mistakes_are_a_picture_that_is_the_same_each_time(models):

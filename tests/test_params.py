@@ -26,7 +26,8 @@ def test_the_projects_own_parameters_are_valid(workspace):
         ),
         ("recipes.default.fnn.learning_rate", float("nan"), "learning_rate is nan: input should be a finite number"),
         ("recipes.default.cnn.dropout", 1.5, "recipes.default.cnn.dropout is 1.5: input should be less than 1"),
-        ("recipes.default.cnn.schedule", "cosine", "schedule is 'cosine': input should be 'constant' or 'one_cycle'"),
+        ("recipes.default.cnn.warm_up", 1.0, "recipes.default.cnn.warm_up is 1.0: input should be less than 1"),
+        ("recipes.default.cnn.initialization", "he", "is 'he': input should be 'pytorch' or 'glorot'"),
         (
             "networks.cnn.convolutions",
             [[32], []],
@@ -43,7 +44,7 @@ def test_the_projects_own_parameters_are_valid(workspace):
         ("networks.cnn.convolutions", [[1]] * 5, "networks.cnn.convolutions is [[1], [1], [1], [1], [1]]: list should"),
         ("networks.cnn.kernel_size", None, "networks.cnn has convolutions, but no kernel_size; allowed: 1 or more"),
         ("networks.cnn.hidden", [], "recipes.default.cnn.dropout needs a hidden layer in networks.cnn; allowed: 0"),
-        ("recipe", "quick", "recipe is 'quick'; allowed: default, notebook"),
+        ("recipe", "quick", "recipe is 'quick'; allowed: default, fast, notebook"),
         (
             "data.sources",
             ["bundle"],

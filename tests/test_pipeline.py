@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from stages import artifacts
 from tests.conftest import PROJECT, edit_params
 
 
+def environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
 
 
 def repro(folder: Path, *options: str) -> set[str]:
@@ -70,6 +74,7 @@ def test_every_declared_result_is_there_and_small_ones_are_in_git(built):
             artifacts.evaluation(model),
             artifacts.per_class(model),
             artifacts.confusion(model),
+            artifacts.robustness(model),
             artifacts.verification(model),
             artifacts.training(model) / "metrics.json",
         ):
@@ -132,6 +137,25 @@ def test_a_mistake_in_the_parameters_costs_no_earlier_result(clone, key, value, 
     assert contents(clone) == before
 
 
+def test_a_killed_repro_goes_on_from_its_last_epoch_to_the_same_bytes(clone):
+    edit_params(clone / "params.yaml", {"recipes.default.fnn.epochs": 600})
+    repro(clone, "train@fnn")
+    expected = contents(clone)
+    repro_again = ["dvc", "repro", "--force", "--single-item", "train@fnn"]
+
+    in_shell = environment() | {"SHELL": "/bin/sh"}  # which may stay between DVC and the stage, and outlive DVC
+    dvc = subprocess.Popen(repro_again, cwd=clone, env=in_shell, stdout=subprocess.DEVNULL)
+    while not (clone / artifacts.checkpoint("fnn")).exists():
+        assert dvc.poll() is None
+        time.sleep(0.01)
+    dvc.kill()
+    dvc.wait()
+    out = run(clone, *repro_again).stdout
+    assert "going on after epoch" in out
+    assert "epoch   1/600" not in out
+    assert contents(clone) == expected
+
+
 def test_damaged_results_are_restored(clone):
     before = contents(clone)
     for path in (artifacts.DATA / artifacts.TEST_LABELS, artifacts.weights("fnn"), artifacts.onnx("cnn")):
@@ -148,5 +172,5 @@ def test_metrics_plots_and_models_are_declared(clone):
     assert plots.returncode == 0
     assert "failed" not in plots.stderr
     page = (clone / "dvc_plots" / "index.html").read_text()
-    for title in ("fnn loss", "cnn accuracy", "confusion.csv", "per_class.csv", "mistakes.png"):
+    for title in ("fnn loss", "cnn accuracy", "confusion.csv", "per_class.csv", "robustness.csv", "mistakes.png"):
         assert title in page

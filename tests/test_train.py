@@ -91,8 +91,8 @@ def test_a_git_repository_without_a_commit_is_a_users_mistake(workspace):
         train.main("fnn")
 
 
-def test_the_learning_rate_of_one_cycle_rises_and_falls(workspace):
-    recipe = params.load().recipes["default"]["fnn"].model_copy(update={"schedule": "one_cycle", "warm_up": 0.3})
+def test_with_a_warm_up_the_learning_rate_rises_and_falls(workspace):
+    recipe = params.load().recipes["default"]["fnn"].model_copy(update={"warm_up": 0.3})
     rates = [train.learning_rate(recipe, step / 100) for step in range(101)]
     assert rates[0] == pytest.approx(0)
     assert rates[30] == max(rates) == recipe.learning_rate
@@ -101,7 +101,7 @@ def test_the_learning_rate_of_one_cycle_rises_and_falls(workspace):
     assert rates[100] == pytest.approx(0)
 
 
-def test_a_constant_learning_rate_is_constant(workspace):
+def test_without_a_warm_up_the_learning_rate_is_constant(workspace):
     recipe = params.load().recipes["notebook"]["fnn"]
     assert {train.learning_rate(recipe, step / 10) for step in range(11)} == {recipe.learning_rate}
 
@@ -130,6 +130,7 @@ def test_a_gpu_trains_as_the_cpu_does(workspace, model):
     recipe = parameters.recipes["default"][model].model_copy(update={"distortion": None, "dropout": 0.0})
     ways = {}
     for device in ("cpu", "cuda"):
+        train.set_up(threads=0)
         network, training, validation = train.prepare(model, parameters, recipe, seed=0)
         checkpoint = Checkpoint(workspace / f"{device}.checkpoint", fingerprint="")
         ways[device] = list(train.fit(network, training.to(device), validation.to(device), recipe, 0, checkpoint))
