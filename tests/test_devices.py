@@ -1,8 +1,14 @@
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from stages import devices
 from stages.errors import UserError
+from tests.conftest import PROJECT
 
 
 def test_the_cpu_can_always_be_chosen():
@@ -31,3 +37,15 @@ def test_the_number_of_threads_is_what_it_is_told_or_pytorchs(monkeypatch):
     devices.use_threads(0)
     devices.use_threads(3)
     assert calls == [3]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc on Linux")
+def test_freed_memory_is_kept():
+    def resident_pages(preparation: str) -> int:
+        """Of a process that has freed 256 MiB."""
+        script = f"import torch; from stages import devices; {preparation}; torch.ones(2**26)"
+        script += "; print(open('/proc/self/statm').read().split()[1])"
+        return int(subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, check=True).stdout)
+
+    kept = resident_pages("devices.keep_freed_memory()") - resident_pages("pass")
+    assert kept * os.sysconf("SC_PAGE_SIZE") > 200 * 2**20
