@@ -37,7 +37,7 @@ def random_affine(images: Tensor, limits: Distortion) -> Tensor:
     # as functional.affine_grid would, without its matrix product, which takes as long as the sampling itself
     grid_x = cos * x + ((shear * cos - sin) * y + shift_x)
     grid_y = sin * x + ((shear * sin + cos) * y + shift_y)
-    grid = torch.stack([grid_x, grid_y], dim=-1)
+    grid = torch.stack([grid_x, grid_y]).movedim(0, -1)  # side by side, not interleaved: quicker to write and to read
     return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
