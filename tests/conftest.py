@@ -1,6 +1,7 @@
 """A small data set of real digits, and a folder in which the stages run on it."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 from sklearn.datasets import load_digits
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch comes: the tests' processes share the cores
 
 from stages import artifacts, export, idx, params, train
 
