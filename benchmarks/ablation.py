@@ -7,15 +7,12 @@ nothing here is timed. All of it takes hours.
 import argparse
 import statistics
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from benchmarks import trials
-from stages import dataset, evaluate, networks, params, train
-from stages.checkpoint import Checkpoint
+from stages import params, train
 from stages.errors import UserError
 from stages.params import Recipe
 
@@ -75,12 +72,8 @@ def measure(model: str, without: str, seed: int) -> Training:
     recipe = variants(parameters.recipes[parameters.recipe][model])[without]
     train.set_up(threads=1)
     network, training, validation = train.prepare(model, parameters, recipe, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Checkpoint(Path(folder) / "checkpoint", fingerprint="")
-        *_, last = train.fit(network, training, validation, recipe, seed, checkpoint)
-    test = dataset.load_test(parameters.data)
-    accuracy = evaluate.measure(networks.predict(network, test.images), test.labels)["accuracy"]
-    return Training(model, without, seed, last["val_accuracy"], accuracy)
+    *_, last = trials.fit(network, training, validation, recipe, seed)
+    return Training(model, without, seed, last["val_accuracy"], trials.accuracy_on_test_set(network, parameters.data))
 
 
 def table(trainings: list[Training]) -> str:

@@ -25,8 +25,7 @@ from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
 from benchmarks import trials
-from stages import artifacts, dataset, evaluate, networks, params, train
-from stages.checkpoint import Checkpoint
+from stages import artifacts, dataset, params, train
 from stages.errors import UserError
 
 NOTEBOOK = "notebook's loop"  # not "notebook", which is a recipe for our loop
@@ -99,8 +98,7 @@ def measure(model: str, way: str, seed: int, quick: bool) -> Training:
     peak = matrix_multiply_peak()
     train_it = train_notebook if way == NOTEBOOK else functools.partial(train_recipe, way)
     network, epochs, images, seconds = train_it(model, seed, quick)
-    test = dataset.load_test(params.load().data)
-    accuracy = evaluate.measure(networks.predict(network, test.images), test.labels)["accuracy"]
+    accuracy = trials.accuracy_on_test_set(network, params.load().data)
     return Training(model, way, seed, epochs, accuracy, seconds, images, images * flop_per_image(network), peak)
 
 
@@ -146,12 +144,10 @@ def train_recipe(name: str, model: str, seed: int, quick: bool) -> tuple[nn.Modu
     recipe = parameters.recipes[name][model]
     train.set_up(parameters.threads)
     network, training, validation = train.prepare(model, parameters, recipe, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Checkpoint(Path(folder) / "checkpoint", fingerprint="")
-        start = time.perf_counter()
-        finished = train.fit(network, training, validation, recipe, seed, checkpoint)
-        epochs = sum(1 for _ in itertools.islice(finished, 1 if quick else None))
-        seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    finished = trials.fit(network, training, validation, recipe, seed)
+    epochs = sum(1 for _ in itertools.islice(finished, 1 if quick else None))
+    seconds = time.perf_counter() - start
     return network, epochs, epochs * len(training), seconds
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from stages import artifacts
+from stages import artifacts, networks
 from stages.params import Params
 
 History = list[dict[str, float]]  # the metrics of each finished epoch
@@ -30,8 +30,7 @@ class Checkpoint:
     def save(self, network: nn.Module, optimizer: Optimizer, history: History) -> None:
         """Write the state after the epochs of `history`, in place of that of an earlier epoch."""
         header = json.dumps({"fingerprint": self.fingerprint, "history": history})
-        tensors = save({name: tensor.cpu().contiguous() for name, tensor in _tensors(network, optimizer).items()})
-        content = header.encode() + b"\n" + tensors
+        content = header.encode() + b"\n" + networks.to_safetensors(_tensors(network, optimizer))
         with artifacts.replacing(self.path) as temporary:
             temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
@@ -84,7 +83,6 @@ def _tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
         f"optimizer.{number}.{name}": buffer
         for number, buffers in optimizer.state_dict()["state"].items()
         for name, buffer in buffers.items()
-        if buffer is not None
     }
     return {f"network.{name}": tensor for name, tensor in network.state_dict().items()} | buffers
 

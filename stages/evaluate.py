@@ -43,10 +43,10 @@ def main(model: str) -> None:
     write_confusion(artifacts.confusion(model), test.labels, predicted, classes)
     draw_mistakes(artifacts.mistakes(model), test, logits.softmax(dim=1), classes)
 
-    interval = f"{metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}"
-    print(f"{model}: {metrics['accuracy']:.2%} of {len(test):,} test images right ({interval})")
-    print("  ".join(f"{way} {accuracy:.2%}" for way, accuracy in metrics["robustness"].items()))
     accuracy, minimum = metrics["accuracy"], parameters.minimum_accuracy[model]
+    interval = f"{metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}"
+    print(f"{model}: {accuracy:.2%} of {len(test):,} test images right ({interval})")
+    print("  ".join(f"{way} {share:.2%}" for way, share in metrics["robustness"].items()))
     if accuracy < minimum:
         shortfall = f"{accuracy:.4f}, is {minimum - accuracy:.4f} below minimum_accuracy.{model}"
         raise UserError(f"{model}'s accuracy, {shortfall}; allowed: {minimum} or more")

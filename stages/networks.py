@@ -7,7 +7,7 @@ from typing import Literal
 
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from stages import artifacts
@@ -104,6 +104,11 @@ def load(path: Path, network: Network, classes: int) -> nn.Sequential:
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(f"{path} does not hold this network's weights: {one_line(error)}") from error
     return trained.eval()
+
+
+def to_safetensors(tensors: dict[str, Tensor]) -> bytes:
+    """Return the content of a safetensors file with these tensors, wherever they are and however they are laid out."""
+    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
 @torch.inference_mode()

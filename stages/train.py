@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from dvclive import Live
-from safetensors.torch import save
 from scmrepo.exceptions import SCMError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -57,7 +56,7 @@ def train(model: str, parameters: Params, is_wanted: Callable[[], bool]) -> None
     print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
 
     with artifacts.replacing(artifacts.weights(model)) as path:
-        path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}))
+        path.write_bytes(networks.to_safetensors(network.state_dict()))
     checkpoint.remove()
 
 
@@ -140,7 +139,7 @@ def fit(
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Return 32 bits that are those of no other epoch."""
+    """Return 32 bits that look unrelated for each seed and each epoch."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
@@ -162,9 +161,7 @@ def shuffled_batches(split: Split, count: int) -> Iterator[Split]:
     return (split[indices] for indices in order.tensor_split(count))
 
 
-def step(
-    network: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, label_smoothing: float = 0.0
-) -> Tensor:
+def step(network: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Descend the gradient once; return the batch's summed loss and number of right answers, float32 [2].
 
     Nothing here waits for the device: the sums are read once an epoch.

@@ -14,9 +14,9 @@ def take(path: Path, waiting: str) -> Iterator[Callable[[], bool]]:
     While an older process holds it, print the line `waiting`, and ask for it by touching the file.
     """
     lock = FileLock(path)
-    with suppress(Timeout):
+    try:
         lock.acquire(blocking=False)
-    if not lock.is_locked:
+    except Timeout:
         print(waiting)
     while not lock.is_locked:
         path.touch()

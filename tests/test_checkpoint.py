@@ -188,7 +188,7 @@ def test_a_newer_training_takes_over_from_an_older_after_its_epoch(workspace, ch
     assert not artifacts.checkpoint("fnn").exists()
 
 
-def test_nothing_is_left_to_a_newer_training_that_waits_for_the_last_epoch(workspace, monkeypatch, capsys):
+def test_nothing_is_left_to_a_newer_training_that_waits_for_the_last_epoch(workspace, capsys):
     train.main("fnn")
     expected = outcome("fnn")
     forget("fnn")

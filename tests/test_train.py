@@ -10,9 +10,13 @@ from stages.checkpoint import Checkpoint
 from stages.dataset import Split
 from stages.errors import UserError
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
 
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("model", ["fnn", "cnn"])
-def test_the_same_seed_gives_the_same_bytes(workspace, model):
+def test_the_same_seed_gives_the_same_bytes(workspace, change, model, device):
+    change({"device": device})
     train.main(model)
     first = artifacts.weights(model).read_bytes()
     train.main(model)
@@ -122,7 +126,7 @@ def test_images_are_distorted_in_the_first_share_of_the_training_alone(workspace
     assert len(distorted) == 3 * epochs[0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+@needs_gpu
 @pytest.mark.parametrize("model", ["fnn", "cnn"])
 def test_a_gpu_trains_as_the_cpu_does(workspace, model):
     parameters = params.load(model)
@@ -137,16 +141,6 @@ def test_a_gpu_trains_as_the_cpu_does(workspace, model):
     for on_cpu, on_gpu in zip(ways["cpu"], ways["cuda"]):
         assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=0.02)
         assert on_gpu["val_accuracy"] == pytest.approx(on_cpu["val_accuracy"], abs=0.02)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
-@pytest.mark.parametrize("model", ["fnn", "cnn"])
-def test_on_a_gpu_the_same_seed_gives_the_same_bytes(workspace, change, model):
-    change({"device": "cuda"})
-    train.main(model)
-    first = artifacts.weights(model).read_bytes()
-    train.main(model)
-    assert artifacts.weights(model).read_bytes() == first
 
 
 def test_a_loss_beyond_all_bounds_is_a_users_mistake_and_leaves_the_earlier_results(models, change):
