@@ -67,8 +67,16 @@ def verification(model: str) -> Path:
     return ROOT / model / "verification.json"
 
 
+def verification_int8(model: str) -> Path:
+    return ROOT / model / "verification_int8.json"
+
+
 def differences(model: str) -> Path:
     return ROOT / model / "differences.png"
+
+
+def differences_int8(model: str) -> Path:
+    return ROOT / model / "differences_int8.png"
 
 
 def onnx(model: str) -> Path:
@@ -77,6 +85,24 @@ def onnx(model: str) -> Path:
 
 def triton_config(model: str) -> Path:
     return MODEL_REPOSITORY / model / "config.pbtxt"
+
+
+def class_names(model: str) -> Path:
+    return MODEL_REPOSITORY / model / "labels.txt"
+
+
+def sums(model: str) -> Path:
+    """The SHA-256 of each of the model's files, as `sha256sum --check` reads them."""
+    return MODEL_REPOSITORY / model / "SHA256SUMS"
+
+
+def card(model: str) -> Path:
+    return MODEL_REPOSITORY / model / "README.md"
+
+
+def int8(model: str) -> str:
+    """The name of the model's int8 variant."""
+    return f"{model}_int8"
 
 
 @contextmanager
@@ -102,9 +128,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_text(path: Path, content: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(content, encoding="utf-8")
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_picture(path: Path, figure: "Figure") -> None:
@@ -116,6 +146,11 @@ def write_picture(path: Path, figure: "Figure") -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """Read what write_json wrote. Raises UserError if there is no such file."""
+    return json.loads(require(path).read_text(encoding="utf-8"))
 
 
 def require(path: Path) -> Path:

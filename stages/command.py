@@ -11,11 +11,11 @@ from stages.errors import UserError
 def run(stage: Callable[..., None], *arguments: str) -> None:
     """Call `stage` with the named command-line arguments; a UserError ends the process with exit code 1."""
     sys.stdout.reconfigure(line_buffering=True)  # into a pipe or a file, too, each line as it comes
-    name = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=stage.__doc__)
+    file = Path(sys.argv[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {file.parent.name}.{file.stem}", description=stage.__doc__)
     for argument in arguments:
         parser.add_argument(argument)
     try:
         stage(**vars(parser.parse_args()))
     except UserError as error:
-        sys.exit(f"{name}: {error}")
+        sys.exit(f"{file.stem}: {error}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages import networks
 from stages.params import Distortion
 
 
@@ -65,3 +66,20 @@ def thicken(images: Tensor) -> Tensor:
 def thin(images: Tensor) -> Tensor:
     """Erode float32 images [n, 1, h, w]: each pixel becomes the darkest of the same four."""
     return -thicken(-images)
+
+
+def distort_each_way(images: Tensor, limits: Distortion) -> dict[str, Tensor]:
+    """Return uint8 images [n, 1, 28, 28], distorted in one way at a time, by that way's name.
+
+    Each image is rotated, scaled, sheared or shifted by its own draw, uniform within the limits and the same for
+    every model; strokes are thinned and thickened to the limit.
+    """
+    scaled = networks.scale(images)
+    distorted = {}
+    for way, limit in limits.model_dump(exclude={"strokes"}, exclude_defaults=True).items():
+        torch.manual_seed(0)
+        distorted[way] = random_affine(scaled, Distortion(**{way: limit}))
+    if limits.strokes:
+        distorted["thin_strokes"] = scaled.lerp(thin(scaled), limits.strokes)
+        distorted["thick_strokes"] = scaled.lerp(thicken(scaled), limits.strokes)
+    return {way: (result * 255).round().to(torch.uint8) for way, result in distorted.items()}

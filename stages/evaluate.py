@@ -5,17 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stages import artifacts, command, dataset, networks, params
-from stages.distortion import random_affine, thicken, thin
+from stages import artifacts, command, dataset, metrics, networks, params
+from stages.distortion import distort_each_way
 from stages.errors import UserError
-from stages.params import Distortion
 
 CALIBRATION_BINS = 15
 PICTURE_ROWS, PICTURE_COLUMNS = 5, 8
@@ -29,60 +26,37 @@ def main(model: str) -> None:
     network = networks.load(artifacts.weights(model), parameters.networks[model], len(classes))
     logits = networks.predict(network, test.images)
 
-    metrics = measure(logits, test.labels) | {"parameters": networks.parameter_count(network)}
+    measured = measure(logits, test.labels) | {"parameters": networks.parameter_count(network)}
     distorted = {
         way: measure(networks.predict(network, images), test.labels)
         for way, images in distort_each_way(test.images, parameters.robustness).items()
     }
-    metrics["robustness"] = {way: result["accuracy"] for way, result in distorted.items()}
-    artifacts.write_json(artifacts.evaluation(model), metrics)
-    errors = [(way, result["errors"]) for way, result in ({"none": metrics} | distorted).items()]
+    measured["robustness"] = {way: result["accuracy"] for way, result in distorted.items()}
+    artifacts.write_json(artifacts.evaluation(model), measured)
+    errors = [(way, result["errors"]) for way, result in ({"none": measured} | distorted).items()]
     write_csv(artifacts.robustness(model), ["distortion", "errors"], errors)
     predicted = logits.argmax(dim=1)
     write_per_class(artifacts.per_class(model), test.labels, predicted, classes)
     write_confusion(artifacts.confusion(model), test.labels, predicted, classes)
     draw_mistakes(artifacts.mistakes(model), test, logits.softmax(dim=1), classes)
 
-    accuracy, minimum = metrics["accuracy"], parameters.minimum_accuracy[model]
-    interval = f"{metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}"
+    accuracy, minimum = measured["accuracy"], parameters.minimum_accuracy[model]
+    interval = f"{measured['accuracy_low']:.2%} to {measured['accuracy_high']:.2%}"
     print(f"{model}: {accuracy:.2%} of {len(test):,} test images right ({interval})")
-    print("  ".join(f"{way} {share:.2%}" for way, share in metrics["robustness"].items()))
+    print("  ".join(f"{way} {share:.2%}" for way, share in measured["robustness"].items()))
     if accuracy < minimum:
         shortfall = f"{accuracy:.4f}, is {minimum - accuracy:.4f} below minimum_accuracy.{model}"
         raise UserError(f"{model}'s accuracy, {shortfall}; allowed: {minimum} or more")
 
 
 def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the metrics of float32 logits [n, classes] for int64 labels [n]; the interval is Wilson's, at 95 %."""
+    """Return the metrics of float32 logits [n, classes] for int64 labels [n]."""
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     correct = (predicted == labels).numpy()
-    interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="wilson")
-    return {
-        "accuracy": float(correct.mean()),
-        "accuracy_low": float(interval.low),
-        "accuracy_high": float(interval.high),
-        "errors": int((~correct).sum()),
-        "samples": len(correct),
+    return metrics.accuracy(correct) | {
         "loss": cross_entropy(logits, labels).item(),
         "calibration_error": calibration_error(confidence.numpy(), correct),
     }
-
-
-def distort_each_way(images: Tensor, limits: Distortion) -> dict[str, Tensor]:
-    """Return uint8 images [n, 1, 28, 28], distorted in one way at a time, by that way's name.
-
-    Each image is rotated, scaled, sheared or shifted by its own draw, uniform within the limits and the same for
-    every model; strokes are thinned and thickened to the limit.
-    """
-    scaled = networks.scale(images)
-    distorted = {}
-    for way, limit in limits.model_dump(exclude={"strokes"}, exclude_defaults=True).items():
-        torch.manual_seed(0)
-        distorted[way] = random_affine(scaled, Distortion(**{way: limit}))
-    if limits.strokes:
-        distorted["thin_strokes"] = scaled.lerp(thin(scaled), limits.strokes)
-        distorted["thick_strokes"] = scaled.lerp(thicken(scaled), limits.strokes)
-    return {way: (result * 255).round().to(torch.uint8) for way, result in distorted.items()}
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:

@@ -1,45 +1,23 @@
-"""Export one model to ONNX, inside the folder layout of Triton's model repository."""
+"""Export one model to ONNX, into the model repository."""
 
 import json
 
 import onnx
 import torch
 
-from stages import artifacts, command, dataset, networks, params
+from stages import artifacts, command, dataset, networks, params, repository
 from stages.networks import Classifier
 from stages.params import Params
 
-OPSET = 18
+OPSET, IR_VERSION = 18, 8  # both of ONNX 1.13, of December 2022: every runtime of the last two years reads them
 TORCH_VERSION = torch.__version__.split("+")[0]  # without the name of the build for a CPU or a CUDA version
-
-TRITON_CONFIG = """\
-name: "{model}"
-backend: "onnxruntime"
-max_batch_size: 1024
-input [
-  {{ name: "image", data_type: TYPE_UINT8, dims: [ 1, 28, 28 ] }}
-]
-output [
-  {{ name: "label", data_type: TYPE_INT64, dims: [ 1 ], reshape: {{ shape: [ ] }} }},
-  {{ name: "probabilities", data_type: TYPE_FP32, dims: [ {classes} ] }}
-]
-dynamic_batching {{ }}
-"""
 
 
 def main(model: str) -> None:
-    """Export MODEL as ONNX with Triton's configuration beside it."""
+    """Write MODEL's folder in the model repository."""
     parameters = params.load(model)
-    classes = len(parameters.data.classes)
-    network = networks.load(artifacts.weights(model), parameters.networks[model], classes)
-    onnx_model = to_onnx(Classifier(network), describe(model, parameters))
-
-    with artifacts.replacing(artifacts.onnx(model)) as path:
-        path.write_bytes(onnx_model.SerializeToString(deterministic=True))
-        onnx.checker.check_model(path, full_check=True)
-    with artifacts.replacing(artifacts.triton_config(model)) as path:
-        path.write_text(TRITON_CONFIG.format(model=model, classes=classes))
-    print(f"{artifacts.onnx(model)}: {artifacts.onnx(model).stat().st_size:,} bytes")
+    network = networks.load(artifacts.weights(model), parameters.networks[model], len(parameters.data.classes))
+    repository.write(model, to_onnx(Classifier(network), describe(model, parameters)), parameters.data.classes)
 
 
 def to_onnx(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelProto:
@@ -59,6 +37,7 @@ def to_onnx(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelProto
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     graph.name = metadata["model_name"]
+    onnx_model.ir_version = IR_VERSION
     onnx_model.producer_version = TORCH_VERSION
     onnx.helper.set_model_props(onnx_model, metadata)
     return onnx_model

@@ -100,6 +100,11 @@ class Recipe(Section):
     distort_until: Share = 1.0
 
 
+class Int8(Section):
+    calibration_images: Count
+    accuracy_loss: Share
+
+
 class Params(Section):
     models: Annotated[list[str], Field(min_length=1)]
     recipe: str
@@ -112,11 +117,15 @@ class Params(Section):
     minimum_accuracy: dict[str, Share]
     robustness: Distortion
     tolerance: NotNegative
+    int8: Int8
     licence: str
 
     @field_validator("networks")
     @classmethod
     def _leave_reserved_names(cls, networks: dict[str, Network]) -> dict[str, Network]:
+        for network in networks:
+            if network.endswith(artifacts.int8("")):
+                raise ValueError(f"has {network!r}, which is the name of an int8 variant; allowed: others")
         for folder in (artifacts.DATA, artifacts.MODEL_REPOSITORY):
             if folder.name in networks:
                 raise ValueError(

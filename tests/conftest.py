@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from sklearn.datasets import load_digits
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch comes: the tests' processes share the cores
 
-from stages import artifacts, export, idx, params, train
+from stages import artifacts, export, idx, params, quantize, train
 
 PROJECT = Path(__file__).parent.parent
 
@@ -28,6 +31,7 @@ SMALL = {
     "recipes.default.cnn.epochs": 4,
     "minimum_accuracy.fnn": 0.5,
     "minimum_accuracy.cnn": 0.5,
+    "int8.accuracy_loss": 0.05,
 }
 
 
@@ -80,13 +84,14 @@ def furnish(folder: Path, small_data: Path, small_params: dict[str, Any]) -> Non
 
 @pytest.fixture(scope="session")
 def models_folder(tmp_path_factory: pytest.TempPathFactory, small_data: Path, small_params: dict[str, Any]) -> Path:
-    """A folder with small models, trained and exported once for all tests."""
+    """A folder with small models, trained, exported and quantized once for all tests."""
     folder = tmp_path_factory.mktemp("models")
     furnish(folder, small_data, small_params)
     with contextlib.chdir(folder):
         for model in params.load().models:
             train.main(model)
             export.main(model)
+            quantize.main(model)
     return folder
 
 
@@ -100,7 +105,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_data: Path,
 
 @pytest.fixture
 def models(workspace: Path, models_folder: Path) -> list[str]:
-    """The models that the workspace now has, trained and exported."""
+    """The models that the workspace now has, trained, exported and quantized."""
     shutil.copytree(models_folder / artifacts.ROOT, workspace / artifacts.ROOT, dirs_exist_ok=True)
     return params.load().models
 
@@ -109,3 +114,49 @@ def models(workspace: Path, models_folder: Path) -> list[str]:
 def change(workspace: Path) -> Callable[[dict[str, Any]], None]:
     """Set parameters of the workspace by their dotted names."""
     return lambda changes: edit_params(workspace / params.FILE, changes)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
+def repro(folder: Path, *options: str) -> set[str]:
+    """Run `dvc repro` and return the names of the stages that ran."""
+    ended = run(folder, "dvc", "repro", *options)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return set(re.findall(r"Running stage '(.*)':", ended.stdout))
+
+
+def commit(folder: Path) -> None:
+    run(folder, "git", "add", "--all")
+    identity = ("-c", "user.name=t", "-c", "user.email=t@t")
+    assert run(folder, "git", *identity, "commit", "--allow-empty", "-m", "x").returncode == 0
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, small_params) -> Path:
+    """A clone of the project with small parameters and data, reproduced and committed."""
+    folder = tmp_path_factory.mktemp("clone")
+    files = run(PROJECT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z").stdout.split("\0")
+    for file in filter(None, files):
+        if (PROJECT / file).is_file():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / file, folder / file)
+    shutil.rmtree(folder / artifacts.ROOT, ignore_errors=True)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    edit_params(folder / "params.yaml", small_params)
+    run(folder, "git", "init", "--quiet")
+    commit(folder)
+    repro(folder)
+    commit(folder)
+    return folder
+
+
+@pytest.fixture
+def clone(built, tmp_path) -> Path:
+    """A copy of the reproduced clone, with its cache, to change at will."""
+    return shutil.copytree(built, tmp_path / "clone")

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import ablation, training, trials
+from benchmarks import ablation, inference, training, trials
 from benchmarks.training import NOTEBOOK, Training
-from stages import networks, params
+from stages import networks, params, verify_int8
 from tests.conftest import PROJECT
 
 
@@ -97,3 +97,12 @@ def test_trials_give_their_results_in_order_and_tell_what_is_left(capsys):
 def test_a_mistake_in_a_trial_is_told_as_it_is():
     with pytest.raises(ZeroDivisionError):
         trials.run(divmod, [(1, 0)])
+
+
+def test_int8_stands_beside_float32(models, monkeypatch):
+    monkeypatch.setattr(inference, "ROUNDS", 2)
+    for model in models:
+        verify_int8.main(model)
+    header, rule, *rows = inference.table().splitlines()
+    assert [row.split(" | ")[0] for row in rows] == [f"| {model}" for model in models]
+    assert {line.count("|") for line in (header, rule, *rows)} == {9}

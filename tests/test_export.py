@@ -79,10 +79,3 @@ def test_onnx_runtime_answers_batches_of_any_size(model, batch):
     assert (label.dtype, label.shape) == (np.int64, (batch,))
     assert (probabilities.dtype, probabilities.shape) == (np.float32, (batch, 10))
     assert (label == probabilities.argmax(axis=1)).all()
-
-
-def test_tritons_configuration_lies_beside_the_model(model):
-    config = artifacts.triton_config(model).read_text()
-    assert f'name: "{model}"' in config
-    assert 'backend: "onnxruntime"' in config
-    assert "dims: [ 10 ]" in config

@@ -1,70 +1,18 @@
 """The whole pipeline in miniature: real `dvc repro` in a temporary clone of the project."""
 
-import os
-import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from stages import artifacts
-from tests.conftest import PROJECT, edit_params
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-
-
-def repro(folder: Path, *options: str) -> set[str]:
-    """Run `dvc repro` and return the names of the stages that ran."""
-    ended = run(folder, "dvc", "repro", *options)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return set(re.findall(r"Running stage '(.*)':", ended.stdout))
+from tests.conftest import edit_params, environment, repro, run
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in (folder / artifacts.ROOT).rglob("[!.]*") if path.is_file()}
-
-
-def stages_of(*models: str) -> set[str]:
-    return {f"{stage}@{model}" for model in models for stage in ("train", "evaluate", "export", "verify")}
-
-
-def commit(folder: Path) -> None:
-    run(folder, "git", "add", "--all")
-    assert run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-m", "x").returncode == 0
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory, small_params) -> Path:
-    """A clone of the project with small parameters and data, reproduced and committed."""
-    folder = tmp_path_factory.mktemp("clone")
-    files = run(PROJECT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z").stdout.split("\0")
-    for file in filter(None, files):
-        if (PROJECT / file).is_file():
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / file, folder / file)
-    shutil.rmtree(folder / artifacts.ROOT, ignore_errors=True)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    edit_params(folder / "params.yaml", small_params)
-    run(folder, "git", "init", "--quiet")
-    commit(folder)
-    assert repro(folder) == {"check", "download"} | stages_of("fnn", "cnn")
-    commit(folder)
-    return folder
-
-
-@pytest.fixture
-def clone(built, tmp_path) -> Path:
-    """A copy of the reproduced clone, with its cache, to change at will."""
-    return shutil.copytree(built, tmp_path / "clone")
 
 
 def test_every_declared_result_is_there_and_small_ones_are_in_git(built):
@@ -76,6 +24,9 @@ def test_every_declared_result_is_there_and_small_ones_are_in_git(built):
             artifacts.confusion(model),
             artifacts.robustness(model),
             artifacts.verification(model),
+            artifacts.verification_int8(model),
+            artifacts.card(model),
+            artifacts.card(artifacts.int8(model)),
             artifacts.training(model) / "metrics.json",
         ):
             assert str(path) in tracked
@@ -83,8 +34,12 @@ def test_every_declared_result_is_there_and_small_ones_are_in_git(built):
             artifacts.weights(model),
             artifacts.mistakes(model),
             artifacts.differences(model),
+            artifacts.differences_int8(model),
             artifacts.onnx(model),
+            artifacts.onnx(artifacts.int8(model)),
             artifacts.triton_config(model),
+            artifacts.class_names(model),
+            artifacts.sums(model),
         ):
             assert (built / path).is_file()
             assert str(path) not in tracked
@@ -98,7 +53,8 @@ def test_nothing_runs_when_nothing_changed(clone):
 def test_a_fresh_clone_evaluates_and_verifies_what_it_reproduces(clone):
     shutil.rmtree(clone / ".dvc" / "cache")
     run(clone, "git", "clean", "-fdX", "artifacts")
-    assert repro(clone, "evaluate@fnn", "verify@fnn") == {"download"} | stages_of("fnn")
+    stages = {f"{stage}@fnn" for stage in ("train", "evaluate", "export", "verify", "quantize", "verify_int8")}
+    assert repro(clone, "evaluate@fnn", "verify@fnn", "verify_int8@fnn") == {"download"} | stages
     assert run(clone, "git", "status", "--porcelain").stdout == ""
 
 

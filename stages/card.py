@@ -1,0 +1,79 @@
+"""Write the cards of one model and of its int8 variant, laid out as Hugging Face's model cards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+from jinja2 import Environment, StrictUndefined
+
+from stages import artifacts, command, params
+from stages.params import Distortion
+
+TEMPLATE = Path(__file__).with_name("card.md")
+ENVIRONMENT = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+
+
+def main(model: str) -> None:
+    """Write the cards of MODEL and of its int8 variant beside their files in the model repository."""
+    parameters = params.load(model)
+    evaluation = artifacts.read_json(artifacts.evaluation(model))
+    verification = artifacts.read_json(artifacts.verification(model))
+    int8 = artifacts.read_json(artifacts.verification_int8(model))
+    facts = parameters.model_dump() | {
+        "model": model,
+        "network": listed(flatten(parameters.networks[model].model_dump(exclude_defaults=True))),
+        "recipe_name": parameters.recipe,
+        "recipe": flatten(parameters.recipes[parameters.recipe][model].model_dump(exclude_defaults=True)),
+        "weights": evaluation["parameters"],
+    }
+    write(model, facts | {"measured": evaluation, "verification": verification, "is_int8": False})
+    write(artifacts.int8(model), facts | {"measured": int8, "float32": evaluation, "is_int8": True})
+
+
+def write(name: str, facts: dict[str, Any]) -> None:
+    """Fill the template with the facts, and with what the files of the model `name` tell."""
+    file = artifacts.require(artifacts.onnx(name))
+    model = onnx.load(file)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    limits = Distortion(**facts["robustness"])
+    card = ENVIRONMENT.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        facts,
+        name=name,
+        bytes=file.stat().st_size,
+        opset=model.opset_import[0].version,
+        ir_version=model.ir_version,
+        frameworks=listed(json.loads(metadata["frameworks"])),
+        distortions=[(describe(way, limits), share) for way, share in facts["measured"]["robustness"].items()],
+        digests=artifacts.require(artifacts.sums(name)).read_text(encoding="utf-8"),
+    )
+    artifacts.write_text(artifacts.card(name), card)
+    print(artifacts.card(name))
+
+
+def describe(way: str, limits: Distortion) -> str:
+    """Tell in words how far the test images were distorted in one way."""
+    return {
+        "rotation": f"rotated by up to {limits.rotation:g} degrees",
+        "scale": f"scaled by up to {limits.scale:g}",
+        "shear": f"sheared by up to {limits.shear:g} pixels, a pixel farther down",
+        "shift": f"shifted by up to {limits.shift:g} pixels",
+        "thin_strokes": f"eroded by 2 x 2 pixels, to {limits.strokes:.0%}",
+        "thick_strokes": f"dilated by 2 x 2 pixels, to {limits.strokes:.0%}",
+    }[way]
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by their dotted names."""
+    flat = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+if __name__ == "__main__":
+    command.run(main, "model")
