@@ -1,11 +1,13 @@
-# make repro: run the pipeline · make test: check the project · make bench: measure it, make ablation: its recipes
+# make repro: run the pipeline · make test: check the project
+# make bench: measure training, make bench-inference: int8 beside float32, make ablation: the parts of the recipes
+# make reproduce: compare a run from nothing with dvc.lock · make integrity: find damaged files
 # make constraints: move to newer versions
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test bench ablation constraints
+.PHONY: repro test bench bench-inference ablation reproduce integrity constraints
 
 repro: .venv/for-repro
 	@$(BIN)/python -m stages.check # DVC, too, reads params.yaml, but its messages are harder to understand
@@ -19,8 +21,17 @@ test: .venv/for-test
 bench: repro
 	$(BIN)/python -m benchmarks.training $(OPTIONS)
 
+bench-inference: repro
+	$(BIN)/python -m benchmarks.inference
+
 ablation: repro
 	$(BIN)/python -m benchmarks.ablation $(OPTIONS)
+
+reproduce: .venv/for-repro
+	$(BIN)/python -m checks.reproduce
+
+integrity: .venv/for-repro
+	$(BIN)/python -m checks.integrity
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer, please: make PYTHON=…")'

@@ -1,0 +1,1 @@
+"""Checks of what is on this machine against what the commit promises."""

@@ -1,0 +1,90 @@
+"""Run the committed pipeline from nothing in a temporary folder, and compare every output with what dvc.lock promises.
+
+Exits with 0 if all outputs are equal; with 3 if only models differ, as on another type of processor, and each of them
+is as accurate as the commit says, within that accuracy's interval; with 1 otherwise.
+"""
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from checks import lock
+from stages import artifacts, command
+
+EQUAL, FAILED, CLOSE = 0, 1, 3
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a folder's pipeline has produced."""
+
+    digests: dict[str, dict[str, str]]  # by stage and path
+    measured: dict[Path, dict]  # accuracies on the test set, by the file that holds them
+
+
+def main() -> None:
+    """Reproduce the commit in a temporary folder; see above for the exit status."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        run("git", "clone", "--quiet", ".", str(clone))
+        run("dvc", "cache", "dir", "--quiet", "--local", ".dvc/cache", folder=clone)  # wherever the user's may be
+        promised = read(clone)
+        (clone / lock.FILE).unlink()  # else DVC skips what is in git, and keeps what no stage makes any more
+        run("dvc", "repro", folder=clone)
+        found = read(clone)
+    print(table(promised, found))
+    sys.exit(judge(promised, found))
+
+
+def run(*command: str, folder: Path = Path()) -> None:
+    """Run a command with its output shown; exit if it fails."""
+    if subprocess.run(command, cwd=folder).returncode:
+        print(f"reproduce: `{' '.join(command)}` failed", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def read(clone: Path) -> Results:
+    names = artifacts.evaluation("*"), artifacts.verification_int8("*")
+    files = [file for name in names for file in sorted(clone.glob(str(name)))]
+    return Results(lock.outputs(clone), {file.relative_to(clone): artifacts.read_json(file) for file in files})
+
+
+def table(promised: Results, found: Results) -> str:
+    """Lay out every output's digests, and the accuracies of the models that differ."""
+    lines = ["| output | locked | reproduced | |", "|---|---|---|---|"]
+    for stage, digests in promised.digests.items():
+        for path, digest in digests.items():
+            reproduced = found.digests.get(stage, {}).get(path, "nothing")
+            lines.append(f"| {path} | {digest} | {reproduced} | {'equal' if reproduced == digest else 'DIFFERS'} |")
+    differing = [file for file, measured in found.measured.items() if promised.measured.get(file, measured) != measured]
+    if differing:
+        lines += ["", "| accuracy | locked | its 95 % interval | reproduced | |", "|---|---|---|---|---|"]
+    for file in differing:
+        measured, accuracy = promised.measured[file], found.measured[file]["accuracy"]
+        interval = f"{measured['accuracy_low']:.2%} to {measured['accuracy_high']:.2%}"
+        verdict = "inside" if is_close(measured, found.measured[file]) else "OUTSIDE"
+        lines.append(f"| {file} | {measured['accuracy']:.2%} | {interval} | {accuracy:.2%} | {verdict} |")
+    return "\n".join(lines)
+
+
+def judge(promised: Results, found: Results) -> int:
+    """Return the exit status."""
+    differing = [stage for stage, digests in promised.digests.items() if found.digests.get(stage) != digests]
+    if not differing:
+        return EQUAL
+    all_close = all(is_close(measured, found.measured.get(file)) for file, measured in promised.measured.items())
+    return CLOSE if all_close and all(map(is_of_a_model, differing)) else FAILED
+
+
+def is_of_a_model(stage: str) -> bool:
+    return "@" in stage  # as DVC names the stages of a matrix
+
+
+def is_close(promised: dict, found: dict | None) -> bool:
+    return found is not None and promised["accuracy_low"] <= found["accuracy"] <= promised["accuracy_high"]
+
+
+if __name__ == "__main__":
+    command.run(main)
