@@ -1,7 +1,7 @@
 """Compare each model's int8 variant with the float32 one in ONNX Runtime: size, accuracy, and images a second.
 
-The two take turns, so that both meet the same moments of the machine: some batches each, as the threads of the one that
-has just run keep a core busy for a while.
+The two take turns of some batches each, so that both meet the same moments of the machine; after a single batch, the
+threads of the one that ran last would still be spinning.
 """
 
 import statistics

@@ -23,7 +23,7 @@ def main() -> None:
     here = {path: md5 for path, md5 in outputs.items() if Path(path).exists()}
     damaged = [f"{path} is not what dvc.lock says" for path, md5 in here.items() if digest(path) != md5]
     cached = list(Path(Repo().cache.local.path).glob("??/*"))
-    damaged += [f"{file} in the cache is not what its name says" for file in cached if not is_its_name(file)]
+    damaged += [f"{file} in the cache is not what its name says" for file in cached if not matches_its_name(file)]
     for line in damaged:
         print(line, file=sys.stderr)
     missing = f"; {len(outputs) - len(here)} outputs are not here" if len(here) < len(outputs) else ""
@@ -37,7 +37,7 @@ def digest(path: str) -> str:
     return build(database, str(Path(path).absolute()), localfs, "md5", dry_run=True)[2].hash_info.value
 
 
-def is_its_name(file: Path) -> bool:
+def matches_its_name(file: Path) -> bool:
     return file_md5(str(file), localfs) == file.parent.name + file.name.removesuffix(".dir")
 
 

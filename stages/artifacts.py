@@ -91,7 +91,7 @@ def class_names(model: str) -> Path:
     return MODEL_REPOSITORY / model / "labels.txt"
 
 
-def sums(model: str) -> Path:
+def checksums(model: str) -> Path:
     """The SHA-256 of each of the model's files, as `sha256sum --check` reads them."""
     return MODEL_REPOSITORY / model / "SHA256SUMS"
 

@@ -45,7 +45,7 @@ def write(name: str, facts: dict[str, Any]) -> None:
         ir_version=model.ir_version,
         frameworks=listed(json.loads(metadata["frameworks"])),
         distortions=[(describe(way, limits), share) for way, share in facts["measured"]["robustness"].items()],
-        digests=artifacts.require(artifacts.sums(name)).read_text(encoding="utf-8"),
+        digests=artifacts.require(artifacts.checksums(name)).read_text(encoding="utf-8"),
     )
     artifacts.write_text(artifacts.card(name), card)
     print(artifacts.card(name))
@@ -55,11 +55,11 @@ def describe(way: str, limits: Distortion) -> str:
     """Tell in words how far the test images were distorted in one way."""
     return {
         "rotation": f"rotated by up to {limits.rotation:g} degrees",
-        "scale": f"scaled by up to {limits.scale:g}",
-        "shear": f"sheared by up to {limits.shear:g} pixels, a pixel farther down",
+        "scale": f"scaled to between 1/{1 + limits.scale:g} and 1/{1 - limits.scale:g} of the size",
+        "shear": f"sheared by up to {limits.shear:g} pixels a row",
         "shift": f"shifted by up to {limits.shift:g} pixels",
-        "thin_strokes": f"eroded by 2 x 2 pixels, to {limits.strokes:.0%}",
-        "thick_strokes": f"dilated by 2 x 2 pixels, to {limits.strokes:.0%}",
+        "thin_strokes": f"strokes thinned, {limits.strokes:.0%} of an erosion by 2 x 2 pixels",
+        "thick_strokes": f"strokes thickened, {limits.strokes:.0%} of a dilation by 2 x 2 pixels",
     }[way]
 
 

@@ -20,7 +20,7 @@ output [
 # Requests that wait for an instance are answered together; none waits for others to come.
 dynamic_batching {{ }}
 
-# The network is too small to share among threads: two instances of one thread each, on every GPU or else on the CPU.
+# Two batches at once on one thread each, instead of one on two; on every GPU, or else on the CPU.
 instance_group [
   {{ count: 2 }}
 ]
@@ -40,7 +40,7 @@ def write(name: str, model: ModelProto, classes: list[str]) -> None:
         onnx.checker.check_model(path, full_check=True)
     artifacts.write_text(config, TRITON_CONFIG.format(name=name, classes=len(classes), class_names=class_names.name))
     artifacts.write_text(class_names, "".join(f"{label}\n" for label in classes))
-    sums = artifacts.sums(name)
-    lines = (f"{artifacts.sha256(file)}  {file.relative_to(sums.parent)}\n" for file in files)
-    artifacts.write_text(sums, "".join(lines))
+    checksums = artifacts.checksums(name)
+    lines = (f"{artifacts.sha256(file)}  {file.relative_to(checksums.parent)}\n" for file in files)
+    artifacts.write_text(checksums, "".join(lines))
     print(f"{onnx_file}: {onnx_file.stat().st_size:,} bytes")

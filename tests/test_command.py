@@ -15,7 +15,7 @@ def test_a_users_mistake_ends_with_one_line_and_exit_code_1(workspace, change):
     assert ended.stderr == "check: params.yaml: recipes.default.fnn.dropout is 1.5: input should be less than 1\n"
 
 
-@pytest.mark.parametrize("stage", ["train", "evaluate", "export", "verify"])
+@pytest.mark.parametrize("stage", ["train", "evaluate", "export", "verify", "quantize", "verify_int8", "card"])
 def test_an_unknown_model_ends_with_one_line_and_exit_code_1(workspace, stage):
     ended = run(stage, "resnet")
     assert ended.returncode == 1

@@ -39,7 +39,7 @@ def test_every_declared_result_is_there_and_small_ones_are_in_git(built):
             artifacts.onnx(artifacts.int8(model)),
             artifacts.triton_config(model),
             artifacts.class_names(model),
-            artifacts.sums(model),
+            artifacts.checksums(model),
         ):
             assert (built / path).is_file()
             assert str(path) not in tracked

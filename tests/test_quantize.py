@@ -51,9 +51,12 @@ def test_the_same_model_gives_the_same_bytes(model):
     assert artifacts.onnx(artifacts.int8(model)).read_bytes() == first
 
 
-def test_more_calibration_images_than_there_are_is_all_of_them(models, change):
+def test_more_calibration_images_than_there_are_is_all_of_them(models, change, monkeypatch):
     change({"int8.calibration_images": 10**6})
+    counts = []
+    monkeypatch.setattr(quantize, "quantize", lambda model, images: counts.append(len(images)) or model)
     quantize.main("fnn")
+    assert counts == [1500]
 
 
 def test_the_order_of_pool_and_relu_changes_no_answer(model):

@@ -64,8 +64,8 @@ def test_tritons_classification_answers_with_the_names_of_the_classes(name, conf
 
 
 def test_sha256sum_finds_a_changed_byte(name):
-    folder = artifacts.sums(name).parent
-    check = ["sha256sum", "--check", "--quiet", artifacts.sums(name).name]
+    folder = artifacts.checksums(name).parent
+    check = ["sha256sum", "--check", "--quiet", artifacts.checksums(name).name]
     assert subprocess.run(check, cwd=folder).returncode == 0
     content = bytearray(artifacts.onnx(name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -76,8 +76,10 @@ def test_sha256sum_finds_a_changed_byte(name):
 
 
 def test_every_file_is_in_the_sums(name):
-    listed = {line.split("  ")[1] for line in artifacts.sums(name).read_text().splitlines()}
-    assert listed == {"1/model.onnx", "config.pbtxt", "labels.txt"}
+    folder = artifacts.checksums(name).parent
+    listed = {line.split("  ")[1] for line in artifacts.checksums(name).read_text().splitlines()}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == listed | {"SHA256SUMS"}
 
 
 def test_the_oldest_runtime_that_installs_here_answers_the_same(models, tmp_path_factory):
