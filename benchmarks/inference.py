@@ -5,14 +5,12 @@ threads of the one that ran last would still be spinning.
 """
 
 import statistics
-import sys
 import time
 
 import numpy as np
 from onnxruntime import InferenceSession
 
-from stages import artifacts, dataset, params, runtime
-from stages.errors import UserError
+from stages import artifacts, command, dataset, params, runtime
 
 BATCH_SIZE = 256
 ROUNDS, BATCHES = 10, 20  # turns, and batches in each
@@ -20,10 +18,8 @@ THREADS = (1, 2)
 
 
 def main() -> None:
-    try:
-        print(table())
-    except UserError as error:
-        sys.exit(f"inference: {error}")
+    """Compare each model's int8 variant with the float32 one: size, accuracy, and images a second."""
+    print(table())
 
 
 def table() -> str:
@@ -31,12 +27,13 @@ def table() -> str:
     parameters = params.load()
     images = dataset.load_test(parameters.data).images[:BATCH_SIZE].numpy()
     speeds = "".join(f" images/s, {count} thread{'s' if count > 1 else ''}: float32 | int8 |" for count in THREADS)
-    lines = [f"| model | size of int8 | accuracy lost | labels changed |{speeds}", "|---|---|---|---|---|---|---|---|"]
+    header = f"| model | size of int8 | accuracy lost | labels changed |{speeds}"
+    lines = [header, "|" + (header.count("|") - 1) * "---|"]
     for model in parameters.models:
+        files = artifacts.onnx(model), artifacts.onnx(artifacts.int8(model))
         found = artifacts.read_json(artifacts.verification_int8(model))
         columns = [model, f"{found['size_ratio']:.0%}", f"{found['accuracy_loss']:.2%}", f"{found['changed_labels']}"]
         for threads in THREADS:
-            files = artifacts.onnx(model), artifacts.onnx(artifacts.int8(model))
             sessions = [runtime.open_session(file, len(parameters.data.classes), threads) for file in files]
             columns += [f"{len(images) / seconds:,.0f}" for seconds in measure(sessions, images)]
         lines.append(f"| {' | '.join(columns)} |")
@@ -56,4 +53,4 @@ def measure(sessions: list[InferenceSession], images: np.ndarray) -> list[float]
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -19,8 +19,8 @@ from stages import command
 
 def main() -> None:
     """Print a line for each damaged file, and exit with 1 if there is one."""
-    outputs = {path: md5 for outs in lock.outputs().values() for path, md5 in outs.items()}
-    here = {path: md5 for path, md5 in outputs.items() if Path(path).exists()}
+    outputs = lock.outputs()
+    here = {path: md5 for (_, path), md5 in outputs.items() if Path(path).exists()}
     damaged = [f"{path} is not what dvc.lock says" for path, md5 in here.items() if digest(path) != md5]
     cached = list(Path(Repo().cache.local.path).glob("??/*"))
     damaged += [f"{file} in the cache is not what its name says" for file in cached if not matches_its_name(file)]

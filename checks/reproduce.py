@@ -12,6 +12,7 @@ from pathlib import Path
 
 from checks import lock
 from stages import artifacts, command
+from stages.errors import UserError
 
 EQUAL, FAILED, CLOSE = 0, 1, 3
 
@@ -40,17 +41,15 @@ def main() -> None:
 
 
 def run(*arguments: str, folder: Path = Path()) -> None:
-    """Run a command with its output shown; exit if it fails."""
+    """Run a command with its output shown; raise UserError if it fails."""
     if subprocess.run(arguments, cwd=folder).returncode:
-        print(f"reproduce: `{' '.join(arguments)}` failed", file=sys.stderr)
-        sys.exit(FAILED)
+        raise UserError(f"`{' '.join(arguments)}` failed")
 
 
 def read(clone: Path) -> Results:
     names = artifacts.evaluation("*"), artifacts.verification_int8("*")
     files = [file for name in names for file in sorted(clone.glob(str(name)))]
-    digests = {(stage, path): md5 for stage, outs in lock.outputs(clone).items() for path, md5 in outs.items()}
-    return Results(digests, {file.relative_to(clone): artifacts.read_json(file) for file in files})
+    return Results(lock.outputs(clone), {file.relative_to(clone): artifacts.read_json(file) for file in files})
 
 
 def table(promised: Results, found: Results) -> str:
@@ -75,8 +74,8 @@ def judge(promised: Results, found: Results) -> int:
     if found.digests == promised.digests:
         return EQUAL
     same_outputs = found.digests.keys() == promised.digests.keys()
-    differing = dict(found.digests.items() - promised.digests.items())
-    only_models = all("@" in stage for stage, _ in differing)  # as DVC names the stages of a matrix
+    differing = found.digests.items() - promised.digests.items()
+    only_models = all("@" in stage for (stage, _), _ in differing)  # as DVC names the stages of a matrix
     all_close = all(is_close(measured, found.measured.get(file)) for file, measured in promised.measured.items())
     return CLOSE if same_outputs and only_models and all_close else FAILED
 

@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 from jinja2 import Environment, StrictUndefined
 
-from stages import artifacts, command, params
+from stages import artifacts, command, params, repository
 from stages.params import Distortion
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -20,7 +20,7 @@ def main(model: str) -> None:
     evaluation = artifacts.read_json(artifacts.evaluation(model))
     verification = artifacts.read_json(artifacts.verification(model))
     int8 = artifacts.read_json(artifacts.verification_int8(model))
-    facts = parameters.model_dump() | {
+    facts = dict(parameters) | {
         "model": model,
         "network": listed(flatten(parameters.networks[model].model_dump(exclude_defaults=True))),
         "recipe_name": parameters.recipe,
@@ -34,16 +34,14 @@ def main(model: str) -> None:
 def write(name: str, facts: dict[str, Any]) -> None:
     """Fill the template with the facts, and with what the files of the model `name` tell."""
     file = artifacts.require(artifacts.onnx(name))
-    model = onnx.load(file)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    limits = Distortion(**facts["robustness"])
+    model, limits = onnx.load(file), facts["robustness"]
     card = ENVIRONMENT.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts,
         name=name,
         bytes=file.stat().st_size,
         opset=model.opset_import[0].version,
         ir_version=model.ir_version,
-        frameworks=listed(json.loads(metadata["frameworks"])),
+        frameworks=listed(json.loads(repository.metadata(model)["frameworks"])),
         distortions=[(describe(way, limits), share) for way, share in facts["measured"]["robustness"].items()],
         digests=artifacts.require(artifacts.checksums(name)).read_text(encoding="utf-8"),
     )

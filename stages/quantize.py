@@ -81,7 +81,7 @@ class Calibration(CalibrationDataReader):
 
 def describe(float32: ModelProto, name: str) -> dict[str, str]:
     """Return the metadata of the int8 variant: that of the model it is made from, and in what it differs."""
-    metadata = {entry.key: entry.value for entry in float32.metadata_props}
+    metadata = repository.metadata(float32)
     frameworks = json.loads(metadata["frameworks"]) | {"onnxruntime": onnxruntime.__version__}
     return metadata | {
         "model_name": name,

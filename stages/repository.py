@@ -28,6 +28,11 @@ parameters {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }}
 """
 
 
+def metadata(model: ModelProto) -> dict[str, str]:
+    """Return what the model says of itself in its metadata_props."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def write(name: str, model: ModelProto, classes: list[str]) -> None:
     """Write a model's folder: ONNX file, Triton's configuration, the names of the classes, and the SHA-256 of each.
 

@@ -21,6 +21,8 @@ from stages import artifacts, export, idx, params, quantize, train
 
 PROJECT = Path(__file__).parent.parent
 
+STAGES = ("train", "evaluate", "export", "verify", "quantize", "verify_int8", "card")  # of each model
+
 # small and quick, but with every kind of layer and every part of a recipe
 SMALL = {
     "networks.fnn.hidden": [32, 16],
@@ -124,17 +126,21 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
 
 
+def call(folder: Path, *command: str) -> str:
+    """Run a command that has to succeed, and return what it prints."""
+    ended = run(folder, *command)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
 def repro(folder: Path, *options: str) -> set[str]:
     """Run `dvc repro` and return the names of the stages that ran."""
-    ended = run(folder, "dvc", "repro", *options)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return set(re.findall(r"Running stage '(.*)':", ended.stdout))
+    return set(re.findall(r"Running stage '(.*)':", call(folder, "dvc", "repro", *options)))
 
 
 def commit(folder: Path) -> None:
-    run(folder, "git", "add", "--all")
-    identity = ("-c", "user.name=t", "-c", "user.email=t@t")
-    assert run(folder, "git", *identity, "commit", "--allow-empty", "-m", "x").returncode == 0
+    call(folder, "git", "add", "--all")
+    call(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--allow-empty", "-m", "x")
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +157,7 @@ def built(tmp_path_factory, small_params) -> Path:
     edit_params(folder / "params.yaml", small_params)
     run(folder, "git", "init", "--quiet")
     commit(folder)
-    repro(folder)
+    assert repro(folder) == {"check", "download"} | {f"{stage}@{model}" for stage in STAGES for model in ("fnn", "cnn")}
     commit(folder)
     return folder
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from stages.distortion import distort, random_affine, random_strokes, thicken, thin
+from stages.distortion import distort, distort_each_way, random_affine, random_strokes, thicken, thin
 from stages.params import Distortion
 
 
@@ -84,3 +84,22 @@ def test_strokes_change_within_their_limit():
     image[:, :, 10:14, 10:14] = 1
     masses = random_strokes(image.expand(500, 1, 28, 28), 0.5).sum(dim=(1, 2, 3))
     assert 12.5 <= masses.min() < masses.max() <= 20.5
+
+
+def test_distorted_images_are_pixels_that_show_the_distortion():
+    images = torch.zeros(50, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 12:16, 12:16] = 200
+    distorted = distort_each_way(images, Distortion(shift=3, strokes=1))
+    assert list(distorted) == ["shift", "thin_strokes", "thick_strokes"]
+    assert {(result.dtype, result.shape) for result in distorted.values()} == {(torch.uint8, images.shape)}
+    assert [int((distorted[name][0] == 200).sum()) for name in ("thin_strokes", "thick_strokes")] == [9, 25]
+    assert len(distorted["shift"].unique(dim=0)) == 50
+    assert distorted["shift"].sum().item() == pytest.approx(images.sum().item(), rel=0.01)
+
+
+def test_one_ways_draws_do_not_depend_on_the_other_ways():
+    images = torch.randint(256, (5, 1, 28, 28), dtype=torch.uint8)
+    alone = distort_each_way(images, Distortion(shift=3))
+    among_others = distort_each_way(images, Distortion(rotation=15, shift=3, strokes=1))
+    assert list(alone) == ["shift"]
+    assert torch.equal(alone["shift"], among_others["shift"])

@@ -1,5 +1,4 @@
 import csv
-import json
 
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ from PIL import Image
 
 from stages import artifacts, evaluate
 from stages.errors import UserError
-from stages.params import Distortion
 
 
 def read_csv(path) -> list[dict[str, str]]:
@@ -54,7 +52,7 @@ def test_a_model_that_knows_how_sure_it_is_has_no_calibration_error():
 
 def test_the_files_agree_with_one_another(models):
     evaluate.main("fnn")
-    evaluation = json.loads(artifacts.evaluation("fnn").read_text())
+    evaluation = artifacts.read_json(artifacts.evaluation("fnn"))
     confusion = read_csv(artifacts.confusion("fnn"))
     assert len(confusion) == evaluation["samples"] == 297
     assert sum(row["actual"] != row["predicted"] for row in confusion) == evaluation["errors"]
@@ -75,30 +73,11 @@ def test_the_files_agree_with_one_another(models):
 
 def test_robustness_counts_the_errors_on_images_distorted_in_one_way_at_a_time(models):
     evaluate.main("cnn")
-    evaluation = json.loads(artifacts.evaluation("cnn").read_text())
+    evaluation = artifacts.read_json(artifacts.evaluation("cnn"))
     rows = {row["distortion"]: int(row["errors"]) for row in read_csv(artifacts.robustness("cnn"))}
     assert list(rows) == ["none", "rotation", "scale", "shift", "thin_strokes", "thick_strokes"]
     assert rows.pop("none") == evaluation["errors"]
     assert evaluation["robustness"] == {name: pytest.approx(1 - errors / 297) for name, errors in rows.items()}
-
-
-def test_distorted_images_are_pixels_that_show_the_distortion():
-    images = torch.zeros(50, 1, 28, 28, dtype=torch.uint8)
-    images[:, :, 12:16, 12:16] = 200
-    distorted = evaluate.distort_each_way(images, Distortion(shift=3, strokes=1))
-    assert list(distorted) == ["shift", "thin_strokes", "thick_strokes"]
-    assert {(result.dtype, result.shape) for result in distorted.values()} == {(torch.uint8, images.shape)}
-    assert [int((distorted[name][0] == 200).sum()) for name in ("thin_strokes", "thick_strokes")] == [9, 25]
-    assert len(distorted["shift"].unique(dim=0)) == 50
-    assert distorted["shift"].sum().item() == pytest.approx(images.sum().item(), rel=0.01)
-
-
-def test_one_ways_draws_do_not_depend_on_the_other_ways():
-    images = torch.randint(256, (5, 1, 28, 28), dtype=torch.uint8)
-    alone = evaluate.distort_each_way(images, Distortion(shift=3))
-    among_others = evaluate.distort_each_way(images, Distortion(rotation=15, shift=3, strokes=1))
-    assert list(alone) == ["shift"]
-    assert torch.equal(alone["shift"], among_others["shift"])
 
 
 def test_the_mistakes_are_a_picture_that_is_the_same_each_time(models):
@@ -121,7 +100,7 @@ def test_below_the_minimum_accuracy_evaluation_fails_and_says_by_how_much(models
     change({"minimum_accuracy.fnn": 1.0})
     with pytest.raises(UserError) as failure:
         evaluate.main("fnn")
-    accuracy = json.loads(artifacts.evaluation("fnn").read_text())["accuracy"]
+    accuracy = artifacts.read_json(artifacts.evaluation("fnn"))["accuracy"]
     assert str(failure.value) == (
         f"fnn's accuracy, {accuracy:.4f}, is {1 - accuracy:.4f} below minimum_accuracy.fnn; allowed: 1.0 or more"
     )

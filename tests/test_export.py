@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnxruntime import InferenceSession
 
-from stages import artifacts, export, params
+from stages import artifacts, export, params, repository
 
 
 @pytest.fixture(params=["fnn", "cnn"])
@@ -42,7 +42,7 @@ def test_the_file_keeps_the_contract(model):
 
 
 def test_a_stranger_learns_what_the_file_is(model):
-    metadata = {entry.key: entry.value for entry in onnx.load(artifacts.onnx(model)).metadata_props}
+    metadata = repository.metadata(onnx.load(artifacts.onnx(model)))
     data = params.load().data
     assert metadata["model_name"] == model
     assert json.loads(metadata["classes"]) == data.classes

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto
 from onnxruntime import InferenceSession
 
-from stages import artifacts, params, quantize, runtime
+from stages import artifacts, params, quantize, repository, runtime
 
 
 @pytest.fixture(params=["fnn", "cnn"])
@@ -36,9 +36,8 @@ def test_all_operators_are_standard(model):
 
 
 def test_it_is_told_what_it_was_made_from(model):
-    entries = onnx.load(artifacts.onnx(artifacts.int8(model))).metadata_props
-    metadata = {entry.key: entry.value for entry in entries}
-    original = {entry.key: entry.value for entry in onnx.load(artifacts.onnx(model)).metadata_props}
+    metadata = repository.metadata(onnx.load(artifacts.onnx(artifacts.int8(model))))
+    original = repository.metadata(onnx.load(artifacts.onnx(model)))
     assert metadata.keys() - original.keys() == {"quantization"}
     assert metadata["model_name"] == f"{model}_int8"
     assert metadata["quantization"].endswith(f"of {model}")

@@ -10,7 +10,7 @@ from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 
 from stages import artifacts
-from tests.conftest import commit, edit_params, repro, run
+from tests.conftest import call, commit, edit_params, repro
 
 BUCKET = "my-bucket"
 
@@ -30,13 +30,6 @@ def endpoint():
         s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
         yield s3.meta.endpoint_url
     server.stop()
-
-
-def call(folder: Path, *command: str) -> str:
-    """Run a command that has to succeed, and return what it prints."""
-    ended = run(folder, *command)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 def add_remote(folder: Path, name: str, url: str, **options: str) -> None:

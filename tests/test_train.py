@@ -1,4 +1,3 @@
-import json
 import subprocess
 
 import pytest
@@ -36,7 +35,7 @@ def test_training_learns_and_logs_every_epoch(workspace, capsys):
     out = capsys.readouterr().out
     assert ["dense1", "[n,", "32]", "25,120"] in [line.split() for line in out.splitlines()]
     assert [line.split()[1] for line in out.splitlines() if line.startswith("epoch")] == [f"{n}/8" for n in range(1, 9)]
-    last = json.loads((artifacts.training("fnn") / "metrics.json").read_text())
+    last = artifacts.read_json(artifacts.training("fnn") / "metrics.json")
     assert last["val_accuracy"] > 0.8
     for metric in ("loss", "accuracy", "val_loss", "val_accuracy"):
         lines = (artifacts.training("fnn") / "plots" / "metrics" / f"{metric}.tsv").read_text().splitlines()

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import onnx
 import pytest
@@ -24,7 +22,7 @@ def change_one_weight(model: str, name: str, difference: float) -> None:
 
 
 def read_verification(model: str) -> dict:
-    return json.loads(artifacts.verification(model).read_text())
+    return artifacts.read_json(artifacts.verification(model))
 
 
 def test_the_exported_model_answers_as_the_trained_one(exported):
@@ -34,7 +32,7 @@ def test_the_exported_model_answers_as_the_trained_one(exported):
     assert verification["label_disagreements"] == 0
     assert verification["max_abs_difference"] <= verification["tolerance"] == 1e-5
     evaluate.main(exported)
-    assert verification["onnx_accuracy"] == json.loads(artifacts.evaluation(exported).read_text())["accuracy"]
+    assert verification["onnx_accuracy"] == artifacts.read_json(artifacts.evaluation(exported))["accuracy"]
 
 
 def test_one_changed_weight_is_found(exported):
