@@ -1,4 +1,4 @@
-# make repro: run the pipeline · make test: check the project
+# make repro: run the pipeline · make test: check the project · make serve: serve the models
 # make bench: measure training, make bench-inference: int8 beside float32, make ablation: the parts of the recipes
 # make reproduce: compare a run from nothing with dvc.lock · make integrity: find damaged files
 # make constraints: move to newer versions
@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test bench bench-inference ablation reproduce integrity constraints
+.PHONY: repro test serve bench bench-inference ablation reproduce integrity constraints
 
 repro: .venv/for-repro
 	@$(BIN)/python -m stages.check # DVC, too, reads params.yaml, but its messages are harder to understand
@@ -17,6 +17,9 @@ test: .venv/for-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pytest
+
+serve: repro .venv/for-serve
+	$(BIN)/python -m serving --lock dvc.lock $(OPTIONS)
 
 bench: repro
 	$(BIN)/python -m benchmarks.training $(OPTIONS)
@@ -39,17 +42,21 @@ $(BIN)/pip:
 
 .venv/for-repro: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing into .venv, which takes some minutes: PyTorch is large"
-	@$(INSTALL) '.[bundled]'
+	@$(INSTALL) '.[pipeline,bundled]'
+	@touch $@
+
+.venv/for-serve: .venv/for-repro
+	@$(INSTALL) '.[pipeline,serve]'
 	@touch $@
 
 .venv/for-test: .venv/for-repro
-	@$(INSTALL) '.[bundled,test]'
+	@$(INSTALL) '.[pipeline,bundled,serve,test]'
 	@touch $@
 
 constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/pip install --quiet --editable '.[bundled,test]'
+	build/constraints/bin/pip install --quiet --editable '.[pipeline,bundled,serve,test]'
 	echo "# The exact versions that dvc.lock was produced with. \`make constraints\` writes this file anew." > constraints.txt
 	build/constraints/bin/pip freeze --exclude-editable >> constraints.txt
 	rm -rf build/constraints

@@ -1,12 +1,18 @@
 """A small data set of real digits, and a folder in which the stages run on it."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +172,80 @@ def built(tmp_path_factory, small_params) -> Path:
 def clone(built, tmp_path) -> Path:
     """A copy of the reproduced clone, with its cache, to change at will."""
     return shutil.copytree(built, tmp_path / "clone")
+
+
+@dataclass
+class Server:
+    """A running `python -m serving`."""
+
+    process: subprocess.Popen
+    address: str  # host:port
+
+    def ask(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str) -> tuple[int, bytes]:
+        """Send one request, a POST if there is a body, and return status and body of the answer."""
+        request = urllib.request.Request(f"http://{self.address}{path}", body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def json(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict]:
+        status, content = self.ask(path, body, **headers)
+        return status, json.loads(content)
+
+
+@contextlib.contextmanager
+def serving(repository: Path, *options: str) -> Iterator[Server]:
+    """Run the server on these models, on a free port, and stop it again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "serving", str(repository), "--port", str(port), *options]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    server = Server(process, f"127.0.0.1:{port}")
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(urllib.error.URLError):
+                if server.ask("/v2/health/ready")[0] == 200:
+                    break
+            time.sleep(0.02)
+        yield server
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def not_serving(repository: Path, *options: str) -> subprocess.CompletedProcess:
+    """Run a server that is expected not to start."""
+    command = [sys.executable, "-m", "serving", str(repository), "--port", "1", *options]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def server(models_folder: Path) -> Iterator[Server]:
+    """A server of small models."""
+    with serving(models_folder / artifacts.MODEL_REPOSITORY) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Path:
+    """The project's own models, as the pipeline made them."""
+    if not (PROJECT / artifacts.onnx("cnn")).is_file():
+        pytest.skip("needs the pipeline's models: `make repro` first")
+    return PROJECT / artifacts.MODEL_REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shipped_server(shipped: Path) -> Iterator[Server]:
+    """A server of the project's own models."""
+    with serving(shipped) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def test_set(shipped: Path) -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's test images, uint8 [10000, 28, 28], and labels."""
+    images, labels = (idx.read(PROJECT / artifacts.DATA / name) for name in artifacts.DATA_FILES[2:])
+    return images, labels

@@ -1,10 +1,11 @@
 import os
+import shutil
 import sys
 
 import pytest
 
 from stages import artifacts
-from tests.conftest import call, run
+from tests.conftest import call, not_serving, run, serving
 
 
 def flip_a_byte(path) -> None:
@@ -53,3 +54,20 @@ def test_a_changed_byte_in_the_cache_is_found(clone):
 def test_without_a_lock_one_line_says_what_makes_it(clone):
     (clone / "dvc.lock").unlink()
     assert damaged(clone) == ["integrity: dvc.lock is missing; `dvc repro` makes it"]
+
+
+def test_only_locked_files_are_served_when_a_lock_is_given(built, tmp_path):
+    lock = ("--lock", str(built / "dvc.lock"))
+    repository = shutil.copytree(built / artifacts.MODEL_REPOSITORY, tmp_path / "model_repository")
+    with serving(repository, *lock) as running:
+        assert running.json("/v2/models/cnn/ready")[0] == 200
+    file = repository / "cnn" / "1" / "model.onnx"
+    flip_a_byte(file)
+    ended = not_serving(repository, *lock)
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        f"serving: {file} is not the file that is locked; `dvc checkout` brings that back\n",
+    )
+    shutil.copytree(repository / "fnn", repository / "mine")
+    shutil.rmtree(repository / "cnn")
+    assert f"{repository / 'mine' / '1' / 'model.onnx'} is not in " in not_serving(repository, *lock).stderr

@@ -1,0 +1,236 @@
+"""From a picture of a digit to the image that MNIST's models know.
+
+MNIST's digits were scaled into a box of 20 x 20 pixels, with their proportions kept and anti-aliased, and then moved so
+that their centre of mass is in the middle of 28 x 28 pixels (http://yann.lecun.org/exdb/mnist/). Before that can be
+done here, the digit has to be found.
+"""
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+from serving.errors import RequestError
+from serving.models import Model
+
+Image.MAX_IMAGE_PIXELS = None  # whoever asks says what is allowed
+FORMATS = ("PNG", "JPEG", "WEBP")
+SIDE = 28  # pixels
+BOX = 20
+SMALLEST, LARGEST = 100, 2048  # pictures are brought between these, before anything is looked for
+GRID = 128  # cells across, in which parts of a picture are told apart
+
+CONTRAST = 24  # of 255, between ink and ground; less is an empty picture
+INK = 0.35  # of the darkest ink: the line between ink and ground
+SPECK = 0.05  # of the largest part's area: what is smaller is dirt
+OTHER = 0.15  # of the largest part's area: what is larger, and apart from it, is another digit
+NEAR = 0.1  # of the digit's size: parts within twice that distance belong together
+TALL = 0.7  # of the digit's height: two such parts, one beside the other, are two digits
+BLOT = 0.6  # of the size of what is drawn: wider strokes are none
+THIN, THICK = 1.6, 4.2  # pixels in the box: strokes are brought between these
+
+
+def suits(model: Model) -> bool:
+    """Say whether the model sorts such images into classes that have names."""
+    image, probabilities = model.inputs.get("image"), model.outputs.get("probabilities")
+    return bool(
+        image
+        and (image.datatype, image.shape) == ("UINT8", (-1, 1, SIDE, SIDE))
+        and probabilities
+        and probabilities.shape == (-1, len(model.classes))
+    )
+
+
+def read(content: bytes, models: Iterable[Model], max_pixels: int) -> tuple[np.ndarray, dict[str, dict]]:
+    """Return the digit of a picture as `normalize` does, and by the names of the models that suit it what each sees.
+
+    That is the likeliest class under `label`, and under `probabilities` that of each class. Raises RequestError.
+    """
+    image = normalize(content, max_pixels)
+    return image, {model.name: classify(model, image) for model in models if suits(model)}
+
+
+def classify(model: Model, image: np.ndarray) -> dict[str, Any]:
+    """Return the likeliest class of an image, uint8 [28, 28], and the probabilities of all."""
+    (probabilities,) = model.run({"image": image[None, None]})["probabilities"]
+    by_class = dict(zip(model.classes, probabilities.tolist()))
+    return {"label": max(by_class, key=by_class.get), "probabilities": by_class}
+
+
+def normalize(content: bytes, max_pixels: int) -> np.ndarray:
+    """Return the digit in a PNG, JPEG or WebP file as MNIST has them, uint8 [28, 28], light on dark.
+
+    Raises RequestError if there is not exactly one digit, or the file is no picture, or one of too many pixels.
+    """
+    ink, noise = separate(decode(content, max_pixels))
+    strongest = float(np.asarray(Image.fromarray(ink).filter(ImageFilter.BoxBlur(1))).max())
+    if strongest < max(CONTRAST, 6 * noise):
+        raise RequestError("the picture is empty: nothing stands out from the ground", 422)
+    mask = ink > max(INK * strongest, 4 * noise)
+    rows, columns = find(mask)
+    ink, mask = ink[rows, columns] - 3 * noise, mask[rows, columns]
+    full = np.percentile(ink[mask], 80)  # most of a stroke; its edges are paler
+    return centre(fit(Image.fromarray((255 * (ink / full).clip(0, 1)).astype(np.uint8)), mask))
+
+
+def decode(content: bytes, max_pixels: int) -> Image.Image:
+    """Return the picture, upright and without transparency, as RGB."""
+    try:
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        if picture.width * picture.height > max_pixels:
+            size = f"{picture.width} x {picture.height}"
+            raise RequestError(f"the picture has {size} pixels; allowed: {max_pixels:,} in all", 413)
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RequestError(f"this is no picture that can be read; allowed: {', '.join(FORMATS)}", 415) from error
+    if picture.mode.startswith("I"):  # 16 bits
+        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = opaque(picture.convert("RGBA"))
+    picture = picture.convert("RGB")
+    if max(picture.size) < SMALLEST:
+        scale = -(-SMALLEST // max(picture.size))
+        return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+    return picture.reduce(-(-max(picture.size) // LARGEST))
+
+
+def opaque(picture: Image.Image) -> Image.Image:
+    """Lay a picture on white if what is drawn on it is dark, else on black."""
+    alpha = np.asarray(picture.getchannel("A"), np.float64)
+    grey = np.asarray(picture.convert("L"), np.float64)
+    light = (grey * alpha).sum() > 127.5 * alpha.sum()
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "black" if light else "white"), picture)
+
+
+def separate(picture: Image.Image) -> tuple[np.ndarray, float]:
+    """Return how much each pixel differs from the ground, uint8 [height, width], and the ground's own noise.
+
+    The ground is the plane of colour that fits the picture's edge best, so that light may fall from one side.
+    """
+    pixels = np.asarray(picture)
+    height, width, _ = pixels.shape
+    across, down = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
+    edge = np.zeros((height, width), bool)
+    edge[[0, -1]] = edge[:, [0, -1]] = True
+    y, x = np.nonzero(edge)
+    terms = np.stack([np.ones(len(x), np.float32), across[x], down[y]], axis=1)
+    colours = pixels[y, x].astype(np.float32)
+    middle = np.median(colours, axis=0)
+    distance = np.abs(colours - middle).max(axis=1)
+    ground = distance <= max(2 * np.median(distance), 8)
+    plane, *_ = np.linalg.lstsq(terms[ground], colours[ground], rcond=None)
+    noise = float((colours[ground] - terms[ground] @ plane).std())
+    difference = np.zeros((height, width), np.float32)
+    for channel in range(3):
+        constant, slope_x, slope_y = plane[:, channel]
+        np.maximum(
+            difference,
+            np.abs(pixels[..., channel] - (constant + slope_x * across + (slope_y * down)[:, None])),
+            out=difference,
+        )
+    return difference.clip(0, 255).astype(np.uint8), noise
+
+
+def bounds(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns around all that is set."""
+    return tuple(slice(*np.flatnonzero(mask.any(axis=axis))[[0, -1]] + (0, 1)) for axis in (1, 0))
+
+
+def find(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns around the one digit. Raises RequestError if there are several."""
+    rows, columns = bounds(mask)
+    amounts = cells(mask[rows, columns])
+    step = -(-max(rows.stop - rows.start, columns.stop - columns.start) // GRID)
+    labels = parts(amounts > 0)
+    labels = keep(labels, amounts, SPECK)
+    boxes = [bounds(labels == label) for label in np.unique(labels[labels > 0])]
+    size = max(max(y.stop - y.start, x.stop - x.start) for y, x in boxes)
+    groups = parts(grow(labels > 0, max(1, round(NEAR * size)))) * (labels > 0)
+    groups = keep(groups, amounts, OTHER)
+    y, x = bounds(groups > 0)
+    tall = [box_x for box_y, box_x in boxes if box_y.stop - box_y.start >= TALL * (y.stop - y.start)]
+    beside = any(one.stop <= other.start for one in tall for other in tall)
+    if beside or len(np.unique(groups[groups > 0])) > 1:
+        raise RequestError("the picture shows several things apart from each other; allowed: one digit", 422)
+    return (
+        slice(rows.start + y.start * step, min(rows.start + y.stop * step, rows.stop)),
+        slice(columns.start + x.start * step, min(columns.start + x.stop * step, columns.stop)),
+    )
+
+
+def cells(mask: np.ndarray) -> np.ndarray:
+    """Count what is set in each square of a grid of at most GRID by GRID."""
+    step = -(-max(mask.shape) // GRID)
+    mask = np.pad(mask, [(0, -length % step) for length in mask.shape])
+    height, width = mask.shape
+    return mask.reshape(height // step, step, width // step, step).sum(axis=(1, 3))
+
+
+def parts(mask: np.ndarray) -> np.ndarray:
+    """Number what hangs together, diagonals included, int [height, width]; 0 is what is not set.
+
+    Every cell starts with a number of its own and takes the largest around it, and what the cell of that number has.
+    """
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:
+        around = np.pad(labels, 1)
+        around = np.maximum(np.maximum(around[:-2], around[1:-1]), around[2:])
+        around = np.maximum(np.maximum(around[:, :-2], around[:, 1:-1]), around[:, 2:]) * mask
+        around = np.append(0, around)[around]
+        if (around == labels).all():
+            return labels
+        labels = around
+
+
+def keep(labels: np.ndarray, amounts: np.ndarray, share: float) -> np.ndarray:
+    """Return only the parts with at least this share of the largest part's amount."""
+    totals = np.bincount(labels.ravel(), amounts.ravel())
+    totals[0] = 0
+    return np.where(totals[labels] >= share * totals.max(), labels, 0)
+
+
+def grow(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Set what is within a square of this radius of what is set."""
+    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * radius + 1))) > 0
+
+
+def fit(ink: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Scale ink into the box, with strokes neither too thin nor too thick. Raises RequestError if there are none."""
+    pixel = max(ink.size) / BOX  # of the box, in pixels of the picture
+    stroke = width(mask)
+    if stroke > BLOT * max(ink.size):
+        raise RequestError("the picture shows a blot, no strokes; allowed: one digit", 422)
+    radius = round((np.clip(stroke, THIN * pixel, THICK * pixel) - stroke) / 2)
+    if radius:
+        kernel = ImageFilter.MaxFilter if radius > 0 else ImageFilter.MinFilter
+        ink = ImageOps.expand(ink, abs(radius)).filter(kernel(2 * abs(radius) + 1))
+        ink = ink.crop(ink.getbbox())
+    scale = BOX / max(ink.size)
+    return ink.resize([max(1, round(side * scale)) for side in ink.size], Image.Resampling.BILINEAR)
+
+
+def width(mask: np.ndarray) -> float:
+    """Return the width of strokes in pixels: their area by half the length of their outline.
+
+    A line in any direction crosses from ground to ink, by rows and by columns, 4 / pi times for each pixel of its
+    length, on average over the directions (Crofton's formula).
+    """
+    mask = np.pad(mask, 1)
+    outline = np.pi / 4 * sum(np.count_nonzero(np.diff(mask, axis=axis)) for axis in (0, 1))
+    return 2 * mask.sum() / outline
+
+
+def centre(digit: Image.Image) -> np.ndarray:
+    """Put the centre of mass in the middle, as near as whole pixels allow."""
+    ink = np.asarray(digit, np.float64)
+    image = np.zeros((SIDE, SIDE), np.uint8)
+    at = []
+    for axis, length in enumerate(ink.shape):
+        mass = ink.sum(axis=1 - axis)
+        middle = (mass @ np.arange(length)) / mass.sum()
+        at.append(slice(start := min(max(round(SIDE / 2 - middle), 0), SIDE - length), start + length))
+    image[tuple(at)] = ink
+    return image

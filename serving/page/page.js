@@ -1,0 +1,238 @@
+// Draws strokes, sends the picture to the server while they are drawn, and shows what each model sees.
+
+const drawing = document.getElementById("drawing");
+const seen = document.getElementById("seen").getContext("2d");
+const answer = document.getElementById("answer");
+const table = document.querySelector("table");
+const brush = document.getElementById("brush");
+const file = document.getElementById("file");
+const undo = document.getElementById("undo");
+const clear = document.getElementById("clear");
+const context = drawing.getContext("2d", { willReadFrequently: true }); // with each answer
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+let strokes = []; // {width, points: [[x, y], …]}, in the canvas's pixels
+let picture = null; // an opened one, under the strokes
+let pen = null; // the stroke that is being drawn
+let cursor = [drawing.width / 2, drawing.height / 2]; // of the keyboard
+
+function render(showCursor) {
+  context.fillStyle = dark.matches ? "#000" : "#fff";
+  context.fillRect(0, 0, drawing.width, drawing.height);
+  if (picture) {
+    const scale = Math.min(drawing.width / picture.width, drawing.height / picture.height);
+    const [width, height] = [picture.width * scale, picture.height * scale];
+    context.drawImage(picture, (drawing.width - width) / 2, (drawing.height - height) / 2, width, height);
+  }
+  context.strokeStyle = dark.matches ? "#fff" : "#000";
+  context.lineCap = context.lineJoin = "round";
+  for (const { width, points } of strokes) {
+    context.lineWidth = width;
+    context.beginPath();
+    context.moveTo(...points[0]);
+    for (const point of points) context.lineTo(...point);
+    context.stroke();
+  }
+  undo.disabled = clear.disabled = !strokes.length && !picture;
+  if (showCursor) {
+    context.strokeStyle = "#d33";
+    context.lineWidth = 3;
+    context.strokeRect(cursor[0] - 8, cursor[1] - 8, 16, 16);
+  }
+}
+
+// One request at a time: what changes meanwhile is sent when its answer is here.
+let waiting = null;
+let asking = false;
+
+function ask(picture) {
+  waiting = picture;
+  if (!asking) askNext();
+}
+
+async function askNext() {
+  asking = true;
+  while (waiting) {
+    const next = waiting;
+    waiting = null;
+    if (next === "drawing" && !strokes.length && !picture) {
+      show("Nothing is drawn yet.");
+      continue;
+    }
+    const body = next === "drawing" ? png() : next;
+    try {
+      const response = await fetch("digits", { method: "POST", body });
+      const content = await response.json();
+      if (response.ok) showModels(content);
+      else show(content.error);
+    } catch {
+      show("The server does not answer.");
+    }
+  }
+  asking = false;
+}
+
+// toBlob would wait until the browser is idle, which it may not be for seconds.
+function png() {
+  const [, base64] = drawing.toDataURL("image/png").split(",");
+  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+}
+
+function show(text) {
+  answer.textContent = text;
+  seen.clearRect(0, 0, 28, 28);
+  table.hidden = true;
+}
+
+function showModels({ image, models }) {
+  const pixels = image.flat().flatMap((value) => [value, value, value, 255]);
+  seen.putImageData(new ImageData(new Uint8ClampedArray(pixels), 28), 0, 0);
+  const names = Object.keys(models);
+  answer.textContent = names
+    .map((name) => `${name}: ${models[name].label} (${percent(models[name].probabilities[models[name].label])})`)
+    .join(", ");
+  const classes = [...new Set(names.flatMap((name) => Object.keys(models[name].probabilities)))];
+  table.tHead.replaceChildren(row(["", ...names].map((name) => cell("th", name, { scope: "col" }))));
+  table.tBodies[0].replaceChildren(
+    ...classes.map((label) =>
+      row([cell("th", label, { scope: "row" }), ...names.map((name) => probability(models[name], label))]),
+    ),
+  );
+  table.hidden = false;
+}
+
+function probability(model, label) {
+  const share = model.probabilities[label] ?? 0;
+  const bar = document.createElement("i");
+  bar.style.width = percent(share);
+  const number = document.createElement("span");
+  number.textContent = percent(share);
+  const element = document.createElement("td");
+  element.className = label === model.label ? "likeliest" : "";
+  element.append(bar, number);
+  return element;
+}
+
+function row(cells) {
+  const element = document.createElement("tr");
+  element.append(...cells);
+  return element;
+}
+
+function cell(tag, text, attributes) {
+  return Object.assign(document.createElement(tag), { textContent: text }, attributes);
+}
+
+function percent(share) {
+  return `${(100 * share).toFixed(1)}%`;
+}
+
+function changed() {
+  render(false);
+  ask("drawing");
+}
+
+function place(event) {
+  const box = drawing.getBoundingClientRect();
+  const scale = drawing.width / box.width;
+  return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+}
+
+drawing.addEventListener("pointerdown", (event) => {
+  if (!event.isPrimary || event.button !== 0) return;
+  drawing.setPointerCapture(event.pointerId);
+  pen = { width: Number(brush.value), points: [place(event)] };
+  strokes.push(pen);
+  changed();
+});
+
+drawing.addEventListener("pointermove", (event) => {
+  if (!pen || !event.isPrimary) return;
+  const events = event.getCoalescedEvents?.() ?? [];
+  pen.points.push(...(events.length ? events : [event]).map(place));
+  changed();
+});
+
+for (const end of ["pointerup", "pointercancel"]) drawing.addEventListener(end, () => (pen = null));
+
+function takeBack() {
+  if (strokes.length) strokes.pop();
+  else picture = null;
+  pen = null;
+  changed();
+}
+
+function clearAll() {
+  strokes = [];
+  picture = pen = null;
+  changed();
+}
+
+undo.addEventListener("click", takeBack);
+clear.addEventListener("click", clearAll);
+dark.addEventListener("change", changed);
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+drawing.addEventListener("keydown", (event) => {
+  if (event.key in ARROWS) {
+    const step = event.shiftKey ? 40 : 10;
+    cursor = cursor.map((value, axis) => Math.min(Math.max(value + ARROWS[event.key][axis] * step, 0), drawing.width));
+    if (pen) pen.points.push(cursor);
+  } else if (event.key === " ") {
+    pen = pen ? null : { width: Number(brush.value), points: [cursor] };
+    if (pen) strokes.push(pen);
+  } else if (event.key === "Delete" || event.key === "Backspace") {
+    clearAll();
+  } else {
+    return;
+  }
+  event.preventDefault();
+  if (pen) changed();
+  render(true);
+});
+
+drawing.addEventListener("blur", () => render(false));
+
+document.addEventListener("keydown", (event) => {
+  if ((event.ctrlKey || event.metaKey) && event.key === "z") {
+    event.preventDefault();
+    takeBack();
+  }
+});
+
+async function open(blob) {
+  if (!blob) return;
+  strokes = [];
+  picture = pen = null;
+  try {
+    picture = await createImageBitmap(blob);
+  } catch {
+    // the server says what is wrong with it
+  }
+  render(false);
+  ask(blob);
+}
+
+file.addEventListener("change", () => {
+  open(file.files[0]);
+  file.value = "";
+});
+
+document.addEventListener("paste", (event) => open(event.clipboardData.files[0]));
+
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+
+for (const end of ["dragleave", "drop"]) {
+  document.addEventListener(end, () => document.body.classList.remove("dropping"));
+}
+
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  open(event.dataTransfer.files[0]);
+});
+
+render(false);
