@@ -414,12 +414,12 @@ def test_the_latest_version_is_served(repository):
         assert running.json("/v2/models/cnn")[1]["versions"] == ["10"]
 
 
-def test_a_lock_that_cannot_be_read_is_named(repository, tmp_path):
-    assert (
-        "nothing cannot be read as a dvc.lock: " in not_serving(repository, "--lock", str(tmp_path / "nothing")).stderr
-    )
-    (tmp_path / "text").write_text("text")
-    assert "text cannot be read as a dvc.lock: " in not_serving(repository, "--lock", str(tmp_path / "text")).stderr
+@pytest.mark.parametrize("content", [None, "text", "stages: {fnn: {outs: [model.onnx]}}"])
+def test_a_lock_that_cannot_be_read_is_named(repository, tmp_path, content):
+    lock = tmp_path / "dvc.lock"
+    if content:
+        lock.write_text(content)
+    assert f"{lock} cannot be read as a dvc.lock: " in not_serving(repository, "--lock", str(lock)).stderr
 
 
 def test_the_server_needs_neither_torch_nor_dvc():
