@@ -54,7 +54,6 @@ def describe(way: str, limits: Distortion) -> str:
     return {
         "rotation": f"rotated by up to {limits.rotation:g} degrees",
         "scale": f"scaled to between 1/{1 + limits.scale:g} and 1/{1 - limits.scale:g} of the size",
-        "shear": f"sheared by up to {limits.shear:g} pixels a row",
         "shift": f"shifted by up to {limits.shift:g} pixels",
         "thin_strokes": f"strokes thinned, {limits.strokes:.0%} of an erosion by 2 x 2 pixels",
         "thick_strokes": f"strokes thickened, {limits.strokes:.0%} of a dilation by 2 x 2 pixels",

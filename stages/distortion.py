@@ -18,7 +18,7 @@ def distort(images: Tensor, limits: Distortion) -> Tensor:
 
 
 def random_affine(images: Tensor, limits: Distortion) -> Tensor:
-    """Rotate, scale, shear and shift every image, float32 [n, 1, 28, 28], by its own draw, uniform within `limits`.
+    """Rotate, scale and shift every image, float32 [n, 1, 28, 28], by its own draw, uniform within `limits`.
 
     All images of the batch go through one bilinear grid sample; what comes from outside a picture is black.
     """
@@ -29,15 +29,14 @@ def random_affine(images: Tensor, limits: Distortion) -> Tensor:
 
     angle = draw(math.radians(limits.rotation))
     zoom = 1 + draw(limits.scale)
-    shear = draw(limits.shear)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     # grid_sample counts from -1 to 1 across the picture, so that a pixel is 2 / width
     shift_x, shift_y = draw(2 * limits.shift / width), draw(2 * limits.shift / height)
     x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=images.device)
     y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=images.device).unsqueeze(1)
     # as functional.affine_grid would, without its matrix product, which takes as long as the sampling itself
-    grid_x = cos * x + ((shear * cos - sin) * y + shift_x)
-    grid_y = sin * x + ((shear * sin + cos) * y + shift_y)
+    grid_x = cos * x + (shift_x - sin * y)
+    grid_y = sin * x + (shift_y + cos * y)
     grid = torch.stack([grid_x, grid_y]).movedim(0, -1)  # side by side, not interleaved: quicker to write and to read
     return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
@@ -71,7 +70,7 @@ def thin(images: Tensor) -> Tensor:
 def distort_each_way(images: Tensor, limits: Distortion) -> dict[str, Tensor]:
     """Return uint8 images [n, 1, 28, 28], distorted in one way at a time, by that way's name.
 
-    Each image is rotated, scaled, sheared or shifted by its own draw, uniform within the limits and the same for
+    Each image is rotated, scaled or shifted by its own draw, uniform within the limits and the same for
     every model; strokes are thinned and thickened to the limit.
     """
     scaled = networks.scale(images)

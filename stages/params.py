@@ -81,7 +81,6 @@ class Network(Section):
 class Distortion(Section):
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     scale: Rate = 0.0
-    shear: NotNegative = 0.0
     shift: NotNegative = 0.0
     strokes: Share = 0.0
 
