@@ -1,5 +1,6 @@
 # make repro: run the pipeline · make test: check the project · make serve: serve the models
-# make bench: measure training, make bench-inference: int8 beside float32, make ablation: the parts of the recipes
+# make bench: measure training and serving, make bench-inference: int8 beside float32
+# make ablation: what each part of the recipes brings
 # make reproduce: compare a run from nothing with dvc.lock · make integrity: find damaged files
 # make constraints: move to newer versions
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test serve bench bench-inference ablation reproduce integrity constraints
+.PHONY: repro test serve bench bench-training bench-serving bench-inference ablation reproduce integrity constraints
 
 repro: .venv/for-repro
 	@$(BIN)/python -m stages.check # DVC, too, reads params.yaml, but its messages are harder to understand
@@ -21,8 +22,13 @@ test: .venv/for-test
 serve: repro .venv/for-serve
 	$(BIN)/python -m serving --lock dvc.lock $(OPTIONS)
 
-bench: repro
+bench: bench-training bench-serving
+
+bench-training: repro
 	$(BIN)/python -m benchmarks.training $(OPTIONS)
+
+bench-serving: repro .venv/for-serve
+	$(BIN)/python -m benchmarks.serving
 
 bench-inference: repro
 	$(BIN)/python -m benchmarks.inference

@@ -37,6 +37,7 @@ SMALL = {
     "recipes.default.fnn.epochs": 8,
     "recipes.default.fnn.dropout": 0.1,
     "recipes.default.cnn.epochs": 4,
+    "recipes.default.cnn.dropout": 0.2,
     "minimum_accuracy.fnn": 0.5,
     "minimum_accuracy.cnn": 0.5,
     "int8.accuracy_loss": 0.05,

@@ -1,9 +1,12 @@
+import subprocess
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, inference, training, trials
+from benchmarks import ablation, inference, serving, training, trials
+from benchmarks.serving import Case, Turn
 from benchmarks.training import NOTEBOOK, Training
 from stages import networks, params, verify_int8
 from tests.conftest import PROJECT
@@ -106,3 +109,45 @@ def test_int8_stands_beside_float32(models, monkeypatch):
     header, rule, *rows = inference.table().splitlines()
     assert [row.split(" | ")[0] for row in rows] == [f"| {model}" for model in models]
     assert {line.count("|") for line in (header, rule, *rows)} == {9}
+
+
+@pytest.mark.parametrize("kind", serving.FORMATS)
+def test_the_load_counts_the_servers_answers(server, monkeypatch, kind):
+    monkeypatch.chdir(PROJECT)
+    case = Case(kind, batch=2, connections=3)
+    content = serving.request(kind, np.zeros((2, 1, 28, 28), np.uint8))
+    turn = serving.load("this server", int(server.address.split(":")[1]), case, content, seconds=0.2)
+    assert turn.requests > 0
+    assert turn.images == 2 * turn.requests
+    assert 0 < turn.p50 <= turn.p99
+
+
+def test_the_load_fails_with_the_server(server, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    content = serving.request("json", np.zeros((2, 1, 27, 28), np.uint8))
+    with pytest.raises(subprocess.CalledProcessError):
+        serving.load("this server", int(server.address.split(":")[1]), Case("json", 2, 1), content, seconds=0.2)
+
+
+def test_serving_is_compared_with_the_runtime_and_the_best_peer():
+    case, other = Case("json", 32, 8), Case("binary", 1, 1)
+    turns = [
+        *(Turn("onnxruntime", case, 100, 3200, 1, 2, 0) for _ in range(2)),
+        Turn("this server", case, 80, 2000, 1, 3, 0.2),
+        Turn("this server", case, 80, 2800, 2, 5, 0.3),
+        Turn("kserve", case, 10, 300, 1, 2, 0.1),
+        Turn("mlserver", case, 10, 600, 1, 2, 0.1),
+        Turn("onnxruntime", other, 100, 100, 1, 2, 0),
+        Turn("this server", other, 80, 50, 1, 3, 0.2),
+    ]
+    head, _, *rows = serving.table(turns).splitlines()
+    assert head == (
+        "| format | batch | connections | onnxruntime | this server | p50, p99 ms | kserve | mlserver "
+        "| of onnxruntime | of the best peer |"
+    )
+    assert rows == [
+        "| json | 32 | 8 | 3,200 | 2,400 | 1.50, 4.00 | 300 | 600 | 75% | 4.0x |",
+        "| binary | 1 | 1 | 100 | 50 | 1.00, 3.00 |  |  | 50% |  |",
+        "",
+        "The load took at most 30% of a core.",
+    ]

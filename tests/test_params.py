@@ -44,7 +44,7 @@ def test_the_projects_own_parameters_are_valid(workspace):
         ("networks.a_int8", {}, "networks has 'a_int8', which is the name of an int8 variant; allowed: others"),
         ("networks.cnn.convolutions", [[1]] * 5, "networks.cnn.convolutions is [[1], [1], [1], [1], [1]]: list should"),
         ("networks.cnn.kernel_size", None, "networks.cnn has convolutions, but no kernel_size; allowed: 1 or more"),
-        ("networks.cnn.hidden", [], "recipes.notebook.cnn.dropout needs a hidden layer in networks.cnn; allowed: 0"),
+        ("networks.cnn.hidden", [], "recipes.default.cnn.dropout needs a hidden layer in networks.cnn; allowed: 0"),
         ("recipe", "quick", "recipe is 'quick'; allowed: default, fast, notebook"),
         (
             "data.sources",
