@@ -1,7 +1,8 @@
 """Measure the server beside bare ONNX Runtime, and beside KServe's SDK, MLServer and LitServe where they are installed.
 
-Each has the cnn in float32, on one thread. For every format, batch and number of connections they take turns, so that
-all meet the same moments of the machine; figures are medians over the rounds. The load runs on the same cores.
+Each runs the cnn in float32 on one thread, beside the thread that speaks HTTP. For every format, batch and number of
+connections they take turns, so that all meet the same moments of the machine; figures are medians over the rounds. The
+load runs on the same cores.
 """
 
 import argparse
@@ -105,10 +106,12 @@ def commands(interpreters: list[str]) -> Iterator[tuple[str, list[str], int]]:
 
 @contextlib.contextmanager
 def running(command: list[str], port: int) -> Iterator[int]:
-    """Run a server, and give its port once it answers. Raises UserError if it does not in a minute."""
+    """Run a server, and give its port once it listens. Raises UserError if it does not in a minute."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
+            if process.poll() is not None:
+                raise UserError(f"this server ended with status {process.returncode}: {' '.join(command)}")
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.1)
@@ -144,6 +147,7 @@ def load(server: str, port: int, case: Case, content: bytes, seconds: float) -> 
 
 def bare(session: InferenceSession, case: Case, images: np.ndarray, seconds: float) -> Turn:
     """Run the model in this process, batch after batch."""
+    session.run(None, {"image": images})
     answers = []
     start = now = time.perf_counter()
     while now < start + seconds:

@@ -12,7 +12,7 @@ import uvicorn
 
 from serving import app, models
 from serving.app import Limits
-from serving.connections import Connection
+from serving.connections import HEAD, Connection
 from serving.errors import StartError
 
 
@@ -58,7 +58,9 @@ def main() -> None:
             app.create(loaded, executor, limits, given.log_requests),
             host=given.host,
             port=given.port,
-            http=partial(Connection, limit=given.max_connections, seconds=given.timeout),
+            http=partial(
+                Connection, limit=given.max_connections, seconds=given.timeout, size=2 * (given.max_body + HEAD)
+            ),
             loop="auto",
             lifespan="off",
             ws="none",

@@ -48,6 +48,7 @@ class Limits:
 def create(models: dict[str, Model], executor: Executor, limits: Limits, log: bool) -> ASGIApp:
     """Return the application for these models; `executor` runs large batches, `log` prints a line for each request."""
     app = Starlette(routes=ROUTES, exception_handlers=ERRORS)
+    app.router.redirect_slashes = False
     app.state.models = models
     app.state.batchers = {name: Batcher(model, executor) for name, model in models.items()}
     app.state.stages = {name: Stages(name) for name in models}
@@ -109,7 +110,7 @@ async def metrics(request: Request) -> Response:
 
 
 async def page(request: Request) -> Response:
-    path = request.url.path
+    path = request.scope["path"]
     content = (files("serving") / "page" / (path[1:] or "index.html")).read_bytes()
     return Response(content, headers=PAGE_HEADERS, media_type=PAGE[path])
 
@@ -162,7 +163,7 @@ async def refuse(request: Request, error: RequestError) -> Response:
 
 
 async def refuse_path(request: Request, error: HTTPException) -> Response:
-    response = json({"error": f"{request.method} {request.url.path[:200]}: {error.detail}"}, error.status_code)
+    response = json({"error": f"{request.method} {request.scope['path'][:200]}: {error.detail}"}, error.status_code)
     response.headers.update(error.headers or {})
     return response
 

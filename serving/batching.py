@@ -1,8 +1,9 @@
 """Small requests that are there at the same time, answered together."""
 
 import asyncio
-import bisect
-from collections.abc import Callable
+import timeit
+from bisect import bisect
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from itertools import accumulate, pairwise
 
@@ -11,9 +12,10 @@ import numpy as np
 from serving.models import Arrays, Model
 
 TOGETHER = 32  # the most images that are gathered: larger batches are no faster
-AT_ONCE = 8  # up to so many images, a thread of their own takes longer than the answer
+AT_ONCE = 8  # up to so many images, the way to a thread and back takes longer than the answer of a quick model
+QUICK = 0.002  # seconds for them
 
-Gathered = list[tuple[Arrays, asyncio.Future[Arrays]]]
+Gathered = list[tuple[Arrays, int, asyncio.Future[Arrays]]]  # inputs, images, and what waits for the outputs
 
 
 class Batcher:
@@ -23,15 +25,15 @@ class Batcher:
         self.model = model
         self.executor = executor
         self.gathered: Gathered = []
-        self.size = 0  # of what is gathered, in images
-        self.busy = False
+        self.busy = False  # a thread is answering what was gathered
+        self.at_once = AT_ONCE if model.joins and quick(model) else 0
 
     async def ask(self, inputs: Arrays, size: int, alone: bool) -> Arrays:
         """Return the model's outputs for a batch of this size. `alone`: there is no other request."""
-        if alone and size <= AT_ONCE:
+        if alone and size <= self.at_once:
             return self.model.run(inputs)
         loop = asyncio.get_running_loop()
-        if size >= TOGETHER:
+        if size >= TOGETHER or not self.model.joins:
             return await loop.run_in_executor(self.executor, self.model.run, inputs)
         if not self.gathered:
             loop.call_soon(self.start)  # behind the requests that have arrived meanwhile
@@ -40,49 +42,56 @@ class Batcher:
         return await answer
 
     def start(self) -> None:
-        """Have what is gathered answered."""
-        loop = asyncio.get_running_loop()
+        """Have what is gathered answered, as much as one batch holds, unless that is being done."""
         if self.busy or not self.gathered:
             return
+        loop = asyncio.get_running_loop()
         sizes = list(accumulate(size for _, size, _ in self.gathered))
-        count = bisect.bisect(sizes, TOGETHER)
+        count = bisect(sizes, TOGETHER)
         batch, self.gathered = self.gathered[:count], self.gathered[count:]
-        if sizes[count - 1] > AT_ONCE:
-            self.busy = True
-            self.executor.submit(self.answer, batch, loop.call_soon_threadsafe)
+        if sizes[count - 1] <= self.at_once:
+            settle(batch, self.answer(batch))
+            loop.call_soon(self.start)
         else:
-            self.answer(batch, loop.call_soon)
+            self.busy = True
+            run = loop.run_in_executor(self.executor, self.answer, batch)
+            run.add_done_callback(lambda run: self.finish(batch, run.result()))
 
-    def answer(self, gathered: Gathered, call_soon: Callable) -> None:
+    def answer(self, batch: Gathered) -> list[Arrays | Exception]:
         """Ask the model once for all of them."""
-        inputs, _, answers = zip(*gathered)
+        inputs, sizes, _ = zip(*batch)
         try:
-            outputs = split(self.model.run(join(inputs)), inputs)
+            return split(self.model.run(join(inputs)), sizes)
         except Exception as error:  # of the runtime: whoever waits has to know
-            outputs = [error] * len(answers)
-        call_soon(self.settle, answers, outputs)
+            return [error] * len(batch)
 
-    def settle(self, *a):
-        settle(*a)
+    def finish(self, batch: Gathered, outputs: list[Arrays | Exception]) -> None:
+        settle(batch, outputs)
         self.busy = False
         self.start()
 
 
-def join(batches: list[Arrays]) -> Arrays:
+def quick(model: Model) -> bool:
+    """Say whether the model answers a few images sooner than another request would notice."""
+    inputs = {it.name: np.zeros((AT_ONCE, *it.shape[1:]), it.dtype) for it in model.inputs.values()}
+    return min(timeit.repeat(lambda: model.run(inputs), number=1, repeat=3)) < QUICK
+
+
+def join(batches: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def split(outputs: Arrays, batches: list[Arrays]) -> list[Arrays]:
-    """Return each batch's part of the outputs."""
-    lengths = (len(next(iter(batch.values()))) for batch in batches)
-    ends = pairwise(accumulate(lengths, initial=0))
+def split(outputs: Arrays, sizes: Sequence[int]) -> list[Arrays]:
+    """Return the outputs for each of the batches that were joined."""
+    ends = pairwise(accumulate(sizes, initial=0))
     return [{name: array[start:end] for name, array in outputs.items()} for start, end in ends]
 
 
-def settle(answers: list[asyncio.Future[Arrays]], outputs: list[Arrays | Exception]) -> None:
-    for answer, output in zip(answers, outputs):
+def settle(batch: Gathered, outputs: list[Arrays | Exception]) -> None:
+    """Give each of those who wait its outputs, but for those who are gone."""
+    for (_, _, answer), output in zip(batch, outputs):
         if answer.done():
-            continue  # who asked is gone
+            continue
         if isinstance(output, Exception):
             answer.set_exception(output)
         else:

@@ -27,14 +27,18 @@ class Connection(HttpToolsProtocol):
         *,
         limit: int,
         seconds: float,
+        size: int,
     ):
-        """Allow so many connections, and so many seconds for each request to arrive."""
+        """Allow so many connections, bytes of a request, and seconds for it to arrive and for its answer to leave."""
         super().__init__(config, server_state, app_state | {"tasks": server_state.tasks}, _loop)
         self.limit = limit
         self.seconds = seconds
-        self.deadline: TimerHandle | None = None
-        self.head_size: int | None = None  # in bytes, so far, while a head arrives
-        self.arrived = False  # whether a request was complete with what came last
+        self.size = size
+        self.arriving = False  # a request, of which something is still to come
+        self.in_head = False
+        self.received = 0  # bytes of the request that is arriving
+        self.arrival: TimerHandle | None = None  # ends the wait for a request
+        self.departure: TimerHandle | None = None  # ends the wait for a client that does not read
 
     def connection_made(self, transport: Transport) -> None:
         super().connection_made(transport)
@@ -43,51 +47,72 @@ class Connection(HttpToolsProtocol):
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"all {self.limit} connections are in use")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.stop_awaiting()
+        self.arrival = cancel(self.arrival)
+        self.departure = cancel(self.departure)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self.arrived = False
+        self.received += len(data)
         super().data_received(data)
-        if self.arrived:
+        if not self.arriving:
+            self.received = 0
+            if self.answered():
+                self.await_request()
             return
         self.await_request()
-        if self.head_size is not None:
-            self.head_size += len(data)
-            if self.head_size > HEAD:
-                self.refuse_head()
+        if self.in_head and self.received > HEAD:
+            self.refuse_head()
+        elif self.received > self.size:
+            self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the request is too large; allowed: {self.size} bytes")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.head_size = 0
+        self.arriving = self.in_head = True
 
     def on_headers_complete(self) -> None:
-        self.head_size = None
+        self.in_head = False
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD:
             self.refuse_head()
             raise ValueError  # ends the parsing
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self.arrived = True
-        self.stop_awaiting()
+        self.arriving = False
+        self.received = 0
+        self.arrival = cancel(self.arrival)
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self.await_departure()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.await_departure()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self.departure = cancel(self.departure)
+
+    def answered(self) -> bool:
+        """Say whether no request is under way."""
+        return not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+
     def await_request(self) -> None:
-        if self.deadline is None and not self.transport.is_closing():
-            self.deadline = self.loop.call_later(self.seconds, self.refuse_late)
+        if self.arrival is None:
+            self.arrival = self.loop.call_later(self.seconds, self.refuse_late)
 
-    def stop_awaiting(self) -> None:
-        if self.deadline is not None:
-            self.deadline.cancel()
-            self.deadline = None
-
-    def timeout_keep_alive_handler(self) -> None:
-        self.transport.abort()  # which does not wait until the client has read everything
+    def await_departure(self) -> None:
+        if self.departure is None:
+            self.departure = self.loop.call_later(self.seconds, self.transport.abort)
 
     def refuse_late(self) -> None:
+        if not self.arriving:
+            self.transport.abort()
         self.refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request took longer than {self.seconds:g} seconds to arrive")
 
     def refuse_head(self) -> None:
@@ -97,11 +122,18 @@ class Connection(HttpToolsProtocol):
         self.refuse(HTTPStatus.BAD_REQUEST, "this is not HTTP")
 
     def refuse(self, status: HTTPStatus, error: str) -> None:
-        """Close the connection, with an answer unless another has begun."""
+        """Close the connection, with an answer if it cannot be taken for another's."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+        in_body = self.arriving and not self.in_head  # then the newest cycle is that of this request
+        if self.answered() or (in_body and not self.pipeline and not self.cycle.response_started):
             body = orjson.dumps({"error": error})
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
+        self.await_departure()
+
+
+def cancel(timer: TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

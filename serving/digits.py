@@ -5,22 +5,33 @@ that their centre of mass is in the middle of 28 x 28 pixels (http://yann.lecun.
 done here, the digit has to be found.
 """
 
+import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageFilter, ImageOps
 
 from serving.errors import RequestError
 from serving.models import Model
 
 Image.MAX_IMAGE_PIXELS = None  # whoever asks says what is allowed
 FORMATS = ("PNG", "JPEG", "WEBP")
+UPRIGHT = {  # by the orientation that the metadata state
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SIDE = 28  # pixels
 BOX = 20
 SMALLEST, LARGEST = 100, 2048  # pictures are brought between these, before anything is looked for
-GRID = 128  # cells across, in which parts of a picture are told apart
+GRID = 128  # squares across, in which parts of a picture are told apart
+FINE = 120  # squares across a digit, in which its strokes are measured
 
 CONTRAST = 24  # of 255, between ink and ground; less is an empty picture
 INK = 0.35  # of the darkest ink: the line between ink and ground
@@ -37,6 +48,7 @@ def suits(model: Model) -> bool:
     image, probabilities = model.inputs.get("image"), model.outputs.get("probabilities")
     return bool(
         image
+        and len(model.inputs) == 1
         and (image.datatype, image.shape) == ("UINT8", (-1, 1, SIDE, SIDE))
         and probabilities
         and probabilities.shape == (-1, len(model.classes))
@@ -71,38 +83,48 @@ def normalize(content: bytes, max_pixels: int) -> np.ndarray:
     mask = ink > max(INK * strongest, 4 * noise)
     rows, columns = find(mask)
     ink, mask = ink[rows, columns] - 3 * noise, mask[rows, columns]
-    full = np.percentile(ink[mask], 80)  # most of a stroke; its edges are paler
-    return centre(fit(Image.fromarray((255 * (ink / full).clip(0, 1)).astype(np.uint8)), mask))
+    ink = (ink / np.percentile(ink[mask], 80)).clip(0, 1)  # most of a stroke is 1; its edges are paler
+    return centre(fit(blocks((255 * ink).astype(np.uint8), FINE, np.max)))
 
 
 def decode(content: bytes, max_pixels: int) -> Image.Image:
     """Return the picture, upright and without transparency, as RGB."""
+    unreadable = RequestError(f"this is no picture that can be read; allowed: {', '.join(FORMATS)}", 415)
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        if picture.width * picture.height > max_pixels:
-            size = f"{picture.width} x {picture.height}"
-            raise RequestError(f"the picture has {size} pixels; allowed: {max_pixels:,} in all", 413)
+    except Exception as error:  # its readers raise many kinds
+        raise unreadable from error
+    if picture.width * picture.height > max_pixels:
+        size = f"{picture.width} x {picture.height}"
+        raise RequestError(f"the picture has {size} pixels; allowed: {max_pixels:,} in all", 413)
+    try:
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RequestError(f"this is no picture that can be read; allowed: {', '.join(FORMATS)}", 415) from error
+    except Exception as error:
+        raise unreadable from error
+    with contextlib.suppress(Exception):  # metadata may be broken where the picture is not
+        picture = picture.transpose(UPRIGHT[picture.getexif()[ExifTags.Base.Orientation]])
     if picture.mode.startswith("I"):  # 16 bits
-        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = opaque(picture.convert("RGBA"))
-    picture = picture.convert("RGB")
-    if max(picture.size) < SMALLEST:
-        scale = -(-SMALLEST // max(picture.size))
-        return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
-    return picture.reduce(-(-max(picture.size) // LARGEST))
+        picture = Image.fromarray((np.asarray(picture, np.float32) / 257).clip(0, 255).astype(np.uint8))
+    picture = scale(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+    return opaque(picture) if picture.mode == "RGBA" else picture
+
+
+def scale(picture: Image.Image) -> Image.Image:
+    """Bring a picture between SMALLEST and LARGEST."""
+    longest = max(picture.size)
+    if longest < SMALLEST:
+        times = -(-SMALLEST // longest)
+        return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
+    return picture.reduce(-(-longest // LARGEST))
 
 
 def opaque(picture: Image.Image) -> Image.Image:
-    """Lay a picture on white if what is drawn on it is dark, else on black."""
-    alpha = np.asarray(picture.getchannel("A"), np.float64)
-    grey = np.asarray(picture.convert("L"), np.float64)
-    light = (grey * alpha).sum() > 127.5 * alpha.sum()
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "black" if light else "white"), picture)
+    """Lay a picture on white if what is drawn on it is dark, else on black; return it as RGB."""
+    alpha = np.asarray(picture.getchannel("A"), np.float32)
+    grey = np.asarray(picture.convert("L"), np.float32)
+    light = ((grey - 127.5) * alpha).sum() > 0
+    ground = Image.new("RGBA", picture.size, "black" if light else "white")
+    return Image.alpha_composite(ground, picture).convert("RGB")
 
 
 def separate(picture: Image.Image) -> tuple[np.ndarray, float]:
@@ -142,10 +164,9 @@ def bounds(mask: np.ndarray) -> tuple[slice, slice]:
 def find(mask: np.ndarray) -> tuple[slice, slice]:
     """Return the rows and columns around the one digit. Raises RequestError if there are several."""
     rows, columns = bounds(mask)
-    amounts = cells(mask[rows, columns])
-    step = -(-max(rows.stop - rows.start, columns.stop - columns.start) // GRID)
-    labels = parts(amounts > 0)
-    labels = keep(labels, amounts, SPECK)
+    amounts = blocks(mask[rows, columns], GRID, np.sum)
+    step = block(mask[rows, columns], GRID)
+    labels = keep(parts(amounts > 0), amounts, SPECK)
     boxes = [bounds(labels == label) for label in np.unique(labels[labels > 0])]
     size = max(max(y.stop - y.start, x.stop - x.start) for y, x in boxes)
     groups = parts(grow(labels > 0, max(1, round(NEAR * size)))) * (labels > 0)
@@ -161,12 +182,17 @@ def find(mask: np.ndarray) -> tuple[slice, slice]:
     )
 
 
-def cells(mask: np.ndarray) -> np.ndarray:
-    """Count what is set in each square of a grid of at most GRID by GRID."""
-    step = -(-max(mask.shape) // GRID)
-    mask = np.pad(mask, [(0, -length % step) for length in mask.shape])
-    height, width = mask.shape
-    return mask.reshape(height // step, step, width // step, step).sum(axis=(1, 3))
+def block(array: np.ndarray, size: int) -> int:
+    """Return the side of the squares that divide an array into at most `size` by `size`."""
+    return -(-max(array.shape) // size)
+
+
+def blocks(array: np.ndarray, size: int, function: Callable) -> np.ndarray:
+    """Divide an array into at most `size` by `size` squares, and return what the function makes of each."""
+    side = block(array, size)
+    array = np.pad(array, [(0, -length % side) for length in array.shape])
+    height, width = array.shape
+    return function(array.reshape(height // side, side, width // side, side), axis=(1, 3))
 
 
 def parts(mask: np.ndarray) -> np.ndarray:
@@ -197,19 +223,20 @@ def grow(mask: np.ndarray, radius: int) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * radius + 1))) > 0
 
 
-def fit(ink: Image.Image, mask: np.ndarray) -> Image.Image:
+def fit(ink: np.ndarray) -> Image.Image:
     """Scale ink into the box, with strokes neither too thin nor too thick. Raises RequestError if there are none."""
-    pixel = max(ink.size) / BOX  # of the box, in pixels of the picture
-    stroke = width(mask)
-    if stroke > BLOT * max(ink.size):
-        raise RequestError("the picture shows a blot, no strokes; allowed: one digit", 422)
+    pixel = max(ink.shape) / BOX  # of the box, in those of the ink
+    stroke = width(ink > 255 * INK)
+    picture = Image.fromarray(ink)
     radius = round((np.clip(stroke, THIN * pixel, THICK * pixel) - stroke) / 2)
     if radius:
         kernel = ImageFilter.MaxFilter if radius > 0 else ImageFilter.MinFilter
-        ink = ImageOps.expand(ink, abs(radius)).filter(kernel(2 * abs(radius) + 1))
-        ink = ink.crop(ink.getbbox())
-    scale = BOX / max(ink.size)
-    return ink.resize([max(1, round(side * scale)) for side in ink.size], Image.Resampling.BILINEAR)
+        picture = ImageOps.expand(picture, abs(radius)).filter(kernel(2 * abs(radius) + 1))
+        picture = picture.crop(picture.getbbox())
+    if stroke > BLOT * max(ink.shape) or not picture.getbbox():
+        raise RequestError("the picture shows a blot, no strokes; allowed: one digit", 422)
+    times = BOX / max(picture.size)
+    return picture.resize([max(1, round(side * times)) for side in picture.size], Image.Resampling.BILINEAR)
 
 
 def width(mask: np.ndarray) -> float:

@@ -46,21 +46,26 @@ class Model:
     def __init__(self, file: Path, threads: int, digest: str | None):
         """Load NAME/VERSION/model.onnx, to run on so many threads; 0: one for each core.
 
-        Raises StartError if it cannot be loaded, or its MD5 digest is not the expected one.
+        `joins` says whether one batch may hold several requests: all that varies is one length, the batch's. Raises
+        StartError if it cannot be loaded, or its MD5 digest is not the expected one.
         """
-        content = file.read_bytes()
-        if digest and hashlib.md5(content, usedforsecurity=False).hexdigest() != digest:
-            raise StartError(f"{file} is not the file that is locked; `dvc checkout` brings that back")
         options = SessionOptions()
         options.intra_op_num_threads = threads
+        *_, self.name, self.version, _ = file.parts
         try:
+            content = file.read_bytes()
+            if digest and hashlib.md5(content, usedforsecurity=False).hexdigest() != digest:
+                raise ValueError("it is not the file that is locked; `dvc checkout` brings that back")
             self.session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            self.inputs = {value.name: tensor(value) for value in self.session.get_inputs()}
-            self.outputs = {value.name: tensor(value) for value in self.session.get_outputs()}
+            inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+            self.inputs = {value.name: tensor(value) for value in inputs}
+            self.outputs = {value.name: tensor(value) for value in outputs}
+            self.classes = class_names(file.parent.parent / "labels.txt")
         except Exception as error:  # the runtime's errors have no class in common
             raise StartError(f"{file} cannot be loaded: {' '.join(str(error).split())}") from error
-        *_, self.name, self.version, _ = file.parts
-        self.classes = class_names(file.parent.parent / "labels.txt")
+        lengths = [tensor.shape[1:] for tensor in (*self.inputs.values(), *self.outputs.values())]
+        batches = {value.shape[0] for value in (*inputs, *outputs)}
+        self.joins = len(batches) == 1 and None not in batches and not any(-1 in shape for shape in lengths)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs by their names. The inputs have to be of the model's types and shapes."""

@@ -85,6 +85,9 @@ def read_outputs(message: Any, model: Model) -> dict[str, bool]:
     asked = field(message, "outputs", list, None)
     if not asked:
         return dict.fromkeys(model.outputs, as_bytes)
+    for each in asked:
+        if parameter(each, "classification", int, 0):
+            raise RequestError("'classification' is not known here; allowed: binary_data")
     return {named(model.outputs, each).name: parameter(each, "binary_data", bool, as_bytes) for each in asked}
 
 
@@ -95,7 +98,7 @@ def read_input(message: Any, tensor: Tensor, tail: memoryview, max_batch: int) -
         raise RequestError(f"{tensor.name} has the datatype {datatype}; allowed: {tensor.datatype}")
     shape = field(message, "shape", list)
     if len(shape) != len(tensor.shape) or not all(map(fits, shape, tensor.shape)):
-        raise RequestError(f"{tensor.name} has the shape {shape}; allowed: {list(tensor.shape)}, -1 being 1 or more")
+        raise RequestError(f"{tensor.name} has another shape; allowed: {list(tensor.shape)}, -1 being 1 or more")
     if shape[0] > max_batch:
         raise RequestError(f"{tensor.name} has a batch of {shape[0]}; allowed: 1 to {max_batch}")
     size = parameter(message, "binary_data_size", int, None)
@@ -115,6 +118,8 @@ def fits(length: Any, allowed: int) -> bool:
 
 def from_json(data: list, shape: list[int], tensor: Tensor) -> np.ndarray:
     """Return the array of data that are flat, or nested as the shape says."""
+    if len(data) > math.prod(shape):
+        raise RequestError(f"{tensor.name} has more values than its shape {shape} needs")
     for length in shape[1:]:
         if not data or type(data[0]) is not list:
             break

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import struct
 import subprocess
 import sys
 
@@ -112,8 +113,15 @@ def transparent(grey: int) -> Image.Image:
 def upside_down() -> bytes:
     """Stored on its head, with the note that says so."""
     note = Image.Exif()
-    note[0x0112] = 3
+    note[0x0112], note[0x0132] = 3, "2026-11"
     return encode(paint(drawn(7))[::-1, ::-1].copy(), "JPEG", exif=note)
+
+
+def broken_metadata() -> bytes:
+    """On its head, and with a date that is a fraction, which no writer can repeat."""
+    date = struct.pack(">HHI", 0x0132, 2, 8), struct.pack(">HHI", 0x0132, 5, 1)
+    assert date[0] in upside_down()
+    return upside_down().replace(*date)
 
 
 SEVENS = {
@@ -130,6 +138,7 @@ SEVENS = {
     "black on nothing": lambda: encode(transparent(0)),
     "white on nothing": lambda: encode(transparent(255)),
     "turned by its metadata": upside_down,
+    "broken metadata": broken_metadata,
     "light from one side": lambda: encode((paint(drawn(7)) * np.linspace(0.4, 1, 300)[:, None]).astype(np.uint8)),
     "noise": lambda: encode(
         (paint(drawn(7)) * 0.8 + np.random.default_rng(0).normal(20, 9, (300, 300, 1))).astype("u1")
@@ -198,6 +207,14 @@ def test_a_digit_is_put_as_mnist_has_them():
     assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
     y, x = (np.arange(28) @ image.sum(axis=axis) / image.sum() for axis in (1, 0))
     assert abs(y - 13.5) <= 1 and abs(x - 13.5) <= 1
+
+
+@pytest.mark.parametrize("size", [300, 2000])
+def test_a_bar_with_specks_is_thinned_to_a_one(cnn, size):
+    bar = np.pad(np.ones((size, size // 3)), size // 5)
+    bar[::40, ::40] = 0
+    _, answers = digits.read(encode(paint(bar)), [cnn], 10_000_000)
+    assert answers["cnn"]["label"] == "1"
 
 
 def test_parts_hang_together_across_corners():

@@ -66,7 +66,7 @@ def test_only_locked_files_are_served_when_a_lock_is_given(built, tmp_path):
     ended = not_serving(repository, *lock)
     assert (ended.returncode, ended.stderr) == (
         1,
-        f"serving: {file} is not the file that is locked; `dvc checkout` brings that back\n",
+        f"serving: {file} cannot be loaded: it is not the file that is locked; `dvc checkout` brings that back\n",
     )
     shutil.copytree(repository / "fnn", repository / "mine")
     shutil.rmtree(repository / "cnn")

@@ -71,7 +71,7 @@ def test_digits_drawn_with_the_mouse_are_read_wherever_they_are(page, digit):
 def test_all_models_probabilities_are_shown(page):
     draw(page, 3, 240, 130, 100)
     sees(page, 3)
-    assert page.locator("thead th").all_inner_texts() == ["", "cnn", "cnn_int8", "fnn", "fnn_int8"]
+    assert page.locator("thead th").all_inner_texts() == ["cnn", "cnn_int8", "fnn", "fnn_int8"]
     assert page.locator("tbody th").all_inner_texts() == [str(digit) for digit in range(10)]
     share, text = page.evaluate(
         """() => {
@@ -108,6 +108,7 @@ def test_a_digit_is_drawn_with_the_keyboard_alone(page):
         for _ in range(times):
             page.keyboard.press(key)
     sees(page, 1)
+    expect(page.get_by_role("status")).to_contain_text("cnn: 1 (")  # for a screen reader
     page.keyboard.press("Delete")
     expect(page.locator("#answer")).to_have_text("Nothing is drawn yet.")
 

@@ -155,6 +155,10 @@ WRONG = {
     "no input": ({"inputs": []}, "the input image is missing"),
     "an id that is a number": (message(images(1), id=1), "'id' is an integer; allowed: a string"),
     "an unknown output": (message(images(1), outputs=[{"name": "x"}]), "no tensor 'x'; allowed: label, probabilities"),
+    "the likeliest classes alone": (
+        message(images(1), outputs=[{"name": "probabilities", "parameters": {"classification": 3}}]),
+        "'classification' is not known here",
+    ),
     "an input twice": ({"inputs": message(images(1))["inputs"] * 2}, "given twice"),
 }
 WRONG_INPUT = {
@@ -165,9 +169,10 @@ WRONG_INPUT = {
     "a negative batch": ({"shape": [-1, 1, 28, 28]}, "allowed: [-1, 1, 28, 28]"),
     "no image": ({"shape": [0, 1, 28, 28], "data": []}, "allowed: [-1, 1, 28, 28]"),
     "a huge batch": ({"shape": [2**62, 1, 28, 28]}, "allowed: 1 to 1024"),
+    "a deep shape": ({"shape": json.loads("[" * 900 + "]" * 900)}, "allowed: [-1, 1, 28, 28]"),
     "a batch of 1.0": ({"shape": [1.0, 1, 28, 28]}, "allowed: [-1, 1, 28, 28]"),
     "too few values": ({"data": [0] * 783}, "image has 783 values"),
-    "too many values": ({"data": [0] * 785}, "image has 785 values"),
+    "too many values": ({"data": [0] * 785}, "image has more values than its shape [1, 1, 28, 28] needs"),
     "values above 255": ({"data": [256] * 784}, "not all UINT8"),
     "values below 0": ({"data": [-1] * 784}, "not all UINT8"),
     "fractions": ({"data": [0.5] * 784}, "not all UINT8"),
@@ -288,7 +293,7 @@ def test_what_is_no_http_is_refused(server):
 
 
 @pytest.mark.parametrize(
-    "begun", [b"", b"GET /v2 HTTP/1.1\r\nA: b\r\n", b"POST /digits HTTP/1.1\r\nContent-Length: 9\r\n\r\n1"]
+    "begun", [b"G", b"GET /v2 HTTP/1.1\r\nA: b\r\n", b"POST /digits HTTP/1.1\r\nContent-Length: 9\r\n\r\n1"]
 )
 def test_a_request_that_does_not_come_is_given_up(narrow, begun):
     host, port = narrow.address.split(":")
@@ -296,6 +301,40 @@ def test_a_request_that_does_not_come_is_given_up(narrow, begun):
         connection.sendall(begun)
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
         assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b""],
+        [b"POST /elsewhere HTTP/1.1\r\nContent-Length: 2\r\n\r\n", b"ab"],  # answered before the body came
+        [b"GET /v2 HTTP/1.1\r\n\r\nPOST /digits HTTP/1.1\r\nContent-Length: 2\r\n\r\na"],
+        [b"GET /v2 HTTP/1.1\r\n\r\n", b"\r\n"],
+    ],
+)
+def test_every_connection_ends(narrow, parts):
+    host, port = narrow.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.2)
+        while connection.recv(65536):
+            pass
+
+
+def test_trailers_are_limited(narrow):
+    host, port = narrow.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"POST /digits HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        with pytest.raises(ConnectionError):
+            for number in range(1_000_000):
+                connection.sendall(b"A%d: b\r\n" % number * 100)
+
+
+def test_a_running_request_is_not_given_anothers_error(server):
+    body = json.dumps(message(images(1000))).encode()
+    head = b"POST /v2/models/cnn/infer HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert not raw(server, head + body + b"\0\0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_connection_too_many_is_refused_and_room_comes_back(narrow):
@@ -405,6 +444,24 @@ def test_other_types_and_several_inputs_work(tmp_path):
         body, headers = with_bytes({"inputs": [b, two]}, tail)
         status, answer = running.json("/v2/models/add/infer", body, **headers)
         assert (status, answer["error"]) == (400, "the inputs have batches of [1, 2]; allowed: the same for all")
+
+
+def test_requests_of_different_shapes_stay_apart(tmp_path):
+    shape = ["batch", "n"]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", inputs, [output])
+    (tmp_path / "minus" / "1").mkdir(parents=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, tmp_path / "minus" / "1" / "model.onnx")
+
+    def minus(length: int) -> list[float]:
+        x = {"name": "x", "shape": [1, length], "datatype": "FP32", "data": list(range(length))}
+        return infer(running, {"inputs": [x]}, "minus")[1]["outputs"][0]["data"]
+
+    with serving(tmp_path) as running, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        lengths = [1 + number % 5 for number in range(200)]
+        assert list(pool.map(minus, lengths)) == [[-number for number in range(length)] for length in lengths]
 
 
 def test_the_latest_version_is_served(repository):

@@ -3,6 +3,7 @@
 const drawing = document.getElementById("drawing");
 const seen = document.getElementById("seen").getContext("2d");
 const answer = document.getElementById("answer");
+const spoken = document.getElementById("spoken");
 const table = document.querySelector("table");
 const brush = document.getElementById("brush");
 const file = document.getElementById("file");
@@ -14,9 +15,10 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 let strokes = []; // {width, points: [[x, y], …]}, in the canvas's pixels
 let picture = null; // an opened one, under the strokes
 let pen = null; // the stroke that is being drawn
+let keyboard = false; // whether the last stroke or step came from there
 let cursor = [drawing.width / 2, drawing.height / 2]; // of the keyboard
 
-function render(showCursor) {
+function render(withCursor = document.activeElement === drawing && keyboard) {
   context.fillStyle = dark.matches ? "#000" : "#fff";
   context.fillRect(0, 0, drawing.width, drawing.height);
   if (picture) {
@@ -34,7 +36,7 @@ function render(showCursor) {
     context.stroke();
   }
   undo.disabled = clear.disabled = !strokes.length && !picture;
-  if (showCursor) {
+  if (withCursor) {
     context.strokeStyle = "#d33";
     context.lineWidth = 3;
     context.strokeRect(cursor[0] - 8, cursor[1] - 8, 16, 16);
@@ -74,12 +76,23 @@ async function askNext() {
 
 // toBlob would wait until the browser is idle, which it may not be for seconds.
 function png() {
+  render(false);
   const [, base64] = drawing.toDataURL("image/png").split(",");
+  render();
   return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 }
 
-function show(text) {
+// Read aloud is only what stays for a moment.
+let announcement;
+
+function say(text) {
   answer.textContent = text;
+  clearTimeout(announcement);
+  announcement = setTimeout(() => (spoken.textContent = text), 700);
+}
+
+function show(text) {
+  say(text);
   seen.clearRect(0, 0, 28, 28);
   table.hidden = true;
 }
@@ -88,11 +101,10 @@ function showModels({ image, models }) {
   const pixels = image.flat().flatMap((value) => [value, value, value, 255]);
   seen.putImageData(new ImageData(new Uint8ClampedArray(pixels), 28), 0, 0);
   const names = Object.keys(models);
-  answer.textContent = names
-    .map((name) => `${name}: ${models[name].label} (${percent(models[name].probabilities[models[name].label])})`)
-    .join(", ");
+  const likeliest = ({ label, probabilities }) => `${label} (${percent(probabilities[label])})`;
+  say(names.map((name) => `${name}: ${likeliest(models[name])}`).join(", "));
   const classes = [...new Set(names.flatMap((name) => Object.keys(models[name].probabilities)))];
-  table.tHead.replaceChildren(row(["", ...names].map((name) => cell("th", name, { scope: "col" }))));
+  table.tHead.replaceChildren(row([cell("td", ""), ...names.map((name) => cell("th", name, { scope: "col" }))]));
   table.tBodies[0].replaceChildren(
     ...classes.map((label) =>
       row([cell("th", label, { scope: "row" }), ...names.map((name) => probability(models[name], label))]),
@@ -128,7 +140,7 @@ function percent(share) {
 }
 
 function changed() {
-  render(false);
+  render();
   ask("drawing");
 }
 
@@ -141,13 +153,14 @@ function place(event) {
 drawing.addEventListener("pointerdown", (event) => {
   if (!event.isPrimary || event.button !== 0) return;
   drawing.setPointerCapture(event.pointerId);
+  keyboard = false;
   pen = { width: Number(brush.value), points: [place(event)] };
   strokes.push(pen);
   changed();
 });
 
 drawing.addEventListener("pointermove", (event) => {
-  if (!pen || !event.isPrimary) return;
+  if (!pen || !drawing.hasPointerCapture(event.pointerId)) return;
   const events = event.getCoalescedEvents?.() ?? [];
   pen.points.push(...(events.length ? events : [event]).map(place));
   changed();
@@ -188,11 +201,15 @@ drawing.addEventListener("keydown", (event) => {
     return;
   }
   event.preventDefault();
+  keyboard = true;
   if (pen) changed();
-  render(true);
+  else render();
 });
 
-drawing.addEventListener("blur", () => render(false));
+drawing.addEventListener("blur", () => {
+  pen = null;
+  render();
+});
 
 document.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key === "z") {
@@ -210,7 +227,7 @@ async function open(blob) {
   } catch {
     // the server says what is wrong with it
   }
-  render(false);
+  render();
   ask(blob);
 }
 
@@ -235,4 +252,4 @@ document.addEventListener("drop", (event) => {
   open(event.dataTransfer.files[0]);
 });
 
-render(false);
+render();
