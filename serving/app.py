@@ -1,6 +1,6 @@
 """The web application: what is answered under which path."""
 
-from asyncio import get_running_loop
+from asyncio import Semaphore, get_running_loop
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +53,7 @@ def create(models: dict[str, Model], executor: Executor, limits: Limits, log: bo
     app.state.batchers = {name: Batcher(model, executor) for name, model in models.items()}
     app.state.stages = {name: Stages(name) for name in models}
     app.state.executor = executor
+    app.state.pictures = Semaphore(1)  # no batch waits for more than one
     app.state.limits = limits
     return Observed(app, models, log)
 
@@ -81,7 +82,8 @@ async def read_digit(request: Request) -> Response:
     content = await read_body(request)
     with DIGIT_SECONDS.time():
         read = partial(digits.read, content, state.models.values(), state.limits.pixels)
-        image, answers = await get_running_loop().run_in_executor(state.executor, read)
+        async with state.pictures:
+            image, answers = await get_running_loop().run_in_executor(state.executor, read)
     return json({"image": image.tolist(), "models": answers})
 
 

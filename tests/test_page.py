@@ -101,14 +101,33 @@ def test_undo_takes_back_the_last_stroke(page):
     expect(page.get_by_role("button", name="Undo")).to_be_disabled()
 
 
+def test_what_is_no_digit_yet_is_not_called_wrong_before_the_pen_is_lifted(page):
+    box = page.locator("#drawing").bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    with page.expect_response("**/digits") as response:
+        page.mouse.down()
+    assert response.value.status == 422
+    expect(page.locator("#answer")).to_have_text("Nothing is drawn yet.")
+    page.mouse.up()
+    expect(page.locator("#answer")).to_contain_text("the picture is empty")
+
+
 def test_a_digit_is_drawn_with_the_keyboard_alone(page):
     page.keyboard.press("Tab")
     expect(page.locator("#drawing")).to_be_focused()
-    for key, times in (("Shift+ArrowUp", 3), (" ", 1), ("Shift+ArrowDown", 6), (" ", 1)):
+    spoken = page.get_by_role("status")  # for a screen reader
+    for key, times, text in (
+        ("Shift+ArrowUp", 3, ""),
+        (" ", 1, "Pen down"),
+        ("Shift+ArrowDown", 6, None),
+        (" ", 1, "Pen up"),
+    ):
         for _ in range(times):
             page.keyboard.press(key)
+        if text is not None:
+            expect(spoken).to_have_text(text)
     sees(page, 1)
-    expect(page.get_by_role("status")).to_contain_text("cnn: 1 (")  # for a screen reader
+    expect(spoken).to_contain_text("cnn: 1 (")
     page.keyboard.press("Delete")
     expect(page.locator("#answer")).to_have_text("Nothing is drawn yet.")
 

@@ -1,7 +1,7 @@
 """The server from outside: the protocol through Triton's own client, its limits, its start and its stop."""
 
-import concurrent.futures
 import http.client
+import io
 import json
 import shutil
 import signal
@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ import onnxruntime
 import pytest
 import tritonclient.http
 from onnx import TensorProto, helper
+from PIL import Image
 
 from stages import artifacts
 from tests.conftest import PROJECT, not_serving, serving
@@ -110,7 +112,7 @@ def test_only_what_is_asked_for_comes(client):
 
 def test_requests_at_the_same_time_get_their_own_answers(server, models_folder):
     batches = [images(1 + seed % 40, seed) for seed in range(200)]
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda batch: infer(server, message(batch)), batches))
     for batch, (status, answer) in zip(batches, answers):
         _, probabilities = answer["outputs"]
@@ -337,6 +339,17 @@ def test_a_running_request_is_not_given_anothers_error(server):
     assert not raw(server, head + body + b"\0\0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
+def test_a_batch_does_not_wait_for_all_pictures(models_folder):
+    picture = io.BytesIO()
+    Image.new("L", (4000, 4000)).save(picture, "PNG")
+    with serving(models_folder / artifacts.MODEL_REPOSITORY, "--workers", "1") as server, ThreadPoolExecutor(8) as pool:
+        pictures = [pool.submit(server.ask, "/digits", picture.getvalue()) for _ in range(8)]
+        wait(pictures, return_when=FIRST_COMPLETED)
+        assert infer(server, message(images(100)))[0] == 200
+        assert sum(each.done() for each in pictures) < 5
+    assert [each.result()[0] for each in pictures] == 8 * [422]  # there is nothing to see
+
+
 def test_a_connection_too_many_is_refused_and_room_comes_back(narrow):
     host, port = narrow.address.split(":")
     connections = [socket.create_connection((host, int(port)), timeout=30) for _ in range(3)]
@@ -459,7 +472,7 @@ def test_requests_of_different_shapes_stay_apart(tmp_path):
         x = {"name": "x", "shape": [1, length], "datatype": "FP32", "data": list(range(length))}
         return infer(running, {"inputs": [x]}, "minus")[1]["outputs"][0]["data"]
 
-    with serving(tmp_path) as running, concurrent.futures.ThreadPoolExecutor(16) as pool:
+    with serving(tmp_path) as running, ThreadPoolExecutor(16) as pool:
         lengths = [1 + number % 5 for number in range(200)]
         assert list(pool.map(minus, lengths)) == [[-number for number in range(length)] for length in lengths]
 

@@ -66,7 +66,7 @@ async function askNext() {
       const response = await fetch("digits", { method: "POST", body });
       const content = await response.json();
       if (response.ok) showModels(content);
-      else show(content.error);
+      else if (!pen) show(content.error); // what is still being drawn may well be no digit yet
     } catch {
       show("The server does not answer.");
     }
@@ -166,7 +166,13 @@ drawing.addEventListener("pointermove", (event) => {
   changed();
 });
 
-for (const end of ["pointerup", "pointercancel"]) drawing.addEventListener(end, () => (pen = null));
+for (const end of ["pointerup", "pointercancel", "blur"]) drawing.addEventListener(end, lift);
+
+function lift() {
+  if (pen) ask("drawing"); // once more: what was wrong with it until now was not shown
+  pen = null;
+  render();
+}
 
 function takeBack() {
   if (strokes.length) strokes.pop();
@@ -193,8 +199,9 @@ drawing.addEventListener("keydown", (event) => {
     cursor = cursor.map((value, axis) => Math.min(Math.max(value + ARROWS[event.key][axis] * step, 0), drawing.width));
     if (pen) pen.points.push(cursor);
   } else if (event.key === " ") {
-    pen = pen ? null : { width: Number(brush.value), points: [cursor] };
-    if (pen) strokes.push(pen);
+    if (pen) lift();
+    else strokes.push((pen = { width: Number(brush.value), points: [cursor] }));
+    spoken.textContent = pen ? "Pen down" : "Pen up";
   } else if (event.key === "Delete" || event.key === "Backspace") {
     clearAll();
   } else {
@@ -204,11 +211,6 @@ drawing.addEventListener("keydown", (event) => {
   keyboard = true;
   if (pen) changed();
   else render();
-});
-
-drawing.addEventListener("blur", () => {
-  pen = null;
-  render();
 });
 
 document.addEventListener("keydown", (event) => {
