@@ -26,7 +26,7 @@ def options() -> argparse.Namespace:
     add("repository", type=Path, nargs="?", default=models.REPOSITORY, help="a folder of NAME/VERSION/model.onnx")
     add("--lock", type=Path, metavar="DVC.LOCK", help="serve only files with the digests in this dvc.lock")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all")
-    add("--port", type=int, default=8000)
+    add("--port", type=port, default=8000)
     add("--threads", type=positive, default=1, help="that the runtime has for one batch")
     add("--workers", type=positive, default=os.cpu_count(), help="batches that run at the same time")
     add("--max-body", type=positive, default=Limits.body, metavar="BYTES", help="of a request")
@@ -41,6 +41,13 @@ def options() -> argparse.Namespace:
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
+        raise ValueError
+    return number
+
+
+def port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**16:
         raise ValueError
     return number
 

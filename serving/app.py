@@ -80,9 +80,11 @@ async def read_digit(request: Request) -> Response:
     """Answer with what each model sees in a picture, and with the image that they were shown."""
     state = request.app.state
     content = await read_body(request)
-    with DIGIT_SECONDS.time():
-        read = partial(digits.read, content, state.models.values(), state.limits.pixels)
-        async with state.pictures:
+    read = partial(digits.read, content, state.models.values(), state.limits.pixels)
+    async with state.pictures:
+        if await request.is_disconnected():
+            raise ClientDisconnect
+        with DIGIT_SECONDS.time():
             image, answers = await get_running_loop().run_in_executor(state.executor, read)
     return json({"image": image.tolist(), "models": answers})
 
@@ -113,6 +115,8 @@ async def metrics(request: Request) -> Response:
 
 async def page(request: Request) -> Response:
     path = request.scope["path"]
+    if path not in PAGE:  # but for the end of the line, which the route overlooks
+        raise HTTPException(404)
     content = (files("serving") / "page" / (path[1:] or "index.html")).read_bytes()
     return Response(content, headers=PAGE_HEADERS, media_type=PAGE[path])
 
@@ -175,7 +179,7 @@ async def fail(request: Request, error: Exception) -> Response:
 
 
 async def forget(request: Request, error: ClientDisconnect) -> Response:
-    return Response()  # for no one
+    return Response(status_code=499)  # for no one but the log
 
 
 ERRORS = {RequestError: refuse, HTTPException: refuse_path, ClientDisconnect: forget, Exception: fail}

@@ -62,8 +62,8 @@ class Batcher:
         inputs, sizes, _ = zip(*batch)
         try:
             return split(self.model.run(join(inputs)), sizes)
-        except Exception as error:  # of the runtime: whoever waits has to know
-            return [error] * len(batch)
+        except Exception as error:  # whoever waits has to know, and only who is to blame
+            return [error] if len(batch) == 1 else [self.answer([one])[0] for one in batch]
 
     def finish(self, batch: Gathered, outputs: list[Arrays | Exception]) -> None:
         settle(batch, outputs)

@@ -1,5 +1,6 @@
 """Connections: how many there may be, and that each ends in time, whatever the client does."""
 
+import re
 from asyncio import AbstractEventLoop, TimerHandle, Transport
 from http import HTTPStatus
 from typing import Any
@@ -10,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 HEAD = 16 * 1024  # bytes; of a request line and its headers
+UPGRADE = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
 
 
 class Connection(HttpToolsProtocol):
@@ -43,7 +45,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:
         super().connection_made(transport)
         self.await_request()
-        if len(self.connections) > self.limit:
+        if max(len(self.connections), len(self.tasks)) > self.limit:  # tasks outlive their connections
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"all {self.limit} connections are in use")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -55,7 +57,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.received += len(data)
-        super().data_received(data)
+        super().data_received(data if self.arriving and not self.in_head else without_upgrade(data))
         if not self.arriving:
             self.received = 0
             if self.answered():
@@ -72,17 +74,19 @@ class Connection(HttpToolsProtocol):
         self.arriving = self.in_head = True
 
     def on_headers_complete(self) -> None:
-        self.in_head = False
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD:
             self.refuse_head()
             raise ValueError  # ends the parsing
         super().on_headers_complete()
+        self.in_head = False
 
     def on_message_complete(self) -> None:
         self.arriving = False
         self.received = 0
         self.arrival = cancel(self.arrival)
         super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()  # else it would not be seen that the client leaves
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -125,13 +129,22 @@ class Connection(HttpToolsProtocol):
         """Close the connection, with an answer if it cannot be taken for another's."""
         if self.transport.is_closing():
             return
-        in_body = self.arriving and not self.in_head  # then the newest cycle is that of this request
-        if self.answered() or (in_body and not self.pipeline and not self.cycle.response_started):
+        if self.arriving and not self.in_head:  # the request of the newest cycle
+            free = not self.pipeline and not self.cycle.response_started
+        else:
+            free = self.answered()
+        if free:
             body = orjson.dumps({"error": error})
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
         self.await_departure()
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """Spoil the offer of another protocol in a request's head, for which the parser would leave out the body."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return UPGRADE.sub(b"ignored:", head) + end + rest
 
 
 def cancel(timer: TimerHandle | None) -> None:

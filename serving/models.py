@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 from onnxruntime import InferenceSession, NodeArg, SessionOptions
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from serving.errors import StartError
+from serving.errors import RequestError, StartError
 
 REPOSITORY = Path("artifacts/model_repository")  # where the pipeline writes
 
@@ -68,8 +69,14 @@ class Model:
         self.joins = len(batches) == 1 and None not in batches and not any(-1 in shape for shape in lengths)
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Return the outputs by their names. The inputs have to be of the model's types and shapes."""
-        return dict(zip(self.outputs, self.session.run(None, inputs)))
+        """Return the outputs by their names. The inputs have to be of the model's types and shapes.
+
+        Raises RequestError if the model cannot take their values.
+        """
+        try:
+            return dict(zip(self.outputs, self.session.run(None, inputs)))
+        except InvalidArgument as error:
+            raise RequestError(f"{self.name} cannot take these values: {error}") from error
 
 
 def class_names(file: Path) -> list[str]:

@@ -16,6 +16,7 @@ from serving.errors import RequestError
 from serving.models import Arrays, Model, Tensor
 
 JSON_LENGTH = "Inference-Header-Content-Length"  # the header that says where the JSON ends and the bytes begin
+LISTS = 100_000  # arrays and objects that a request's JSON may hold: millions would hold up everyone
 REQUIRED = object()
 JSON_NAMES = {
     dict: "an object",
@@ -56,6 +57,8 @@ def read(body: bytes, json_length: int | None, model: Model, max_batch: int) -> 
         json_length = len(body)
     if not 0 <= json_length <= len(body):
         raise RequestError(f"{JSON_LENGTH} is {json_length}; the body has {len(body)} bytes")
+    if body.count(b"[", 0, json_length) + body.count(b"{", 0, json_length) > LISTS:
+        raise RequestError(f"the request has too many arrays; allowed: {LISTS:,}. Flat data need few")
     try:
         message = orjson.loads(memoryview(body)[:json_length])
     except orjson.JSONDecodeError as error:
@@ -109,7 +112,10 @@ def read_input(message: Any, tensor: Tensor, tail: memoryview, max_batch: int) -
         raise RequestError(f"{tensor.name} has a binary_data_size of {size}; its shape needs {expected}")
     if size > len(tail):
         raise RequestError(f"{tensor.name} needs {size} bytes behind the JSON; there are {len(tail)}")
-    return np.frombuffer(tail[:size], tensor.dtype).reshape(shape), tail[size:]
+    array = np.frombuffer(tail[:size], tensor.dtype).reshape(shape)
+    if tensor.dtype == np.bool_:
+        array = array.view(np.uint8) != 0  # what numpy, and the runtime, expect to be 0 or 1
+    return array, tail[size:]
 
 
 def fits(length: Any, allowed: int) -> bool:
@@ -130,17 +136,18 @@ def from_json(data: list, shape: list[int], tensor: Tensor) -> np.ndarray:
         raise RequestError(f"{tensor.name} has {len(data)} values; its shape {shape} needs {math.prod(shape)}")
     try:
         return numbers(data, tensor.dtype).reshape(shape)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise RequestError(f"the data of {tensor.name} are not all {tensor.datatype}: {error}") from error
 
 
 def numbers(data: list, dtype: np.dtype) -> np.ndarray:
-    """Return an array of exactly these numbers. Raises TypeError, ValueError or OverflowError if there is none."""
+    """Return an array of these numbers. Raises TypeError, ValueError or ArithmeticError if they are no such type's."""
     if dtype == np.uint8:
         return np.frombuffer(bytes(data), dtype)  # three times as fast as np.array
     if not set(map(type, data)) <= JSON_TYPES[dtype.kind]:
         raise TypeError(f"allowed: {' and '.join(sorted(it.__name__ for it in JSON_TYPES[dtype.kind]))}")
-    return np.array(data, dtype)
+    with np.errstate(over="raise"):
+        return np.array(data, dtype)
 
 
 def write(model: Model, request: Request, arrays: Arrays) -> tuple[bytes, int | None]:

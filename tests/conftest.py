@@ -8,13 +8,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
@@ -181,6 +182,7 @@ class Server:
 
     process: subprocess.Popen
     address: str  # host:port
+    log: TextIO
 
     def ask(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str) -> tuple[int, bytes]:
         """Send one request, a POST if there is a body, and return status and body of the answer."""
@@ -203,18 +205,19 @@ def serving(repository: Path, *options: str) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "serving", str(repository), "--port", str(port), *options]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    server = Server(process, f"127.0.0.1:{port}")
-    try:
-        while process.poll() is None:
-            with contextlib.suppress(urllib.error.URLError):
-                if server.ask("/v2/health/ready")[0] == 200:
-                    break
-            time.sleep(0.02)
-        yield server
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+    with tempfile.TemporaryFile("w+") as log:  # a pipe would be full some day
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log)
+        server = Server(process, f"127.0.0.1:{port}", log)
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(urllib.error.URLError):
+                    if server.ask("/v2/health/ready")[0] == 200:
+                        break
+                time.sleep(0.02)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def not_serving(repository: Path, *options: str) -> subprocess.CompletedProcess:

@@ -1,5 +1,6 @@
 """The server from outside: the protocol through Triton's own client, its limits, its start and its stop."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import tritonclient.http
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from stages import artifacts
@@ -153,6 +155,7 @@ WRONG = {
     "no object": (b"[]", "allowed: an object"),
     "no inputs": (b"{}", "'inputs' is missing"),
     "inputs of null": (b'{"inputs": null}', "'inputs' is null; allowed: an array"),
+    "many lists": (b'{"inputs": [' + b"[], " * 100_000 + b"1]}", "too many arrays; allowed: 100,000"),
     "deep JSON": (b'{"inputs":' + b"[" * 5000, "not JSON"),
     "no input": ({"inputs": []}, "the input image is missing"),
     "an id that is a number": (message(images(1), id=1), "'id' is an integer; allowed: a string"),
@@ -235,6 +238,7 @@ def test_wrong_bytes_are_told(server, tail, length, error):
         ("/v2/models/cnn/infer", 405),
         ("/v2/models/" + "x" * 5000, 404),
         ("/page.js/../../models.py", 404),
+        ("/page.js%0A", 404),
         ("/elsewhere", 404),
     ],
 )
@@ -324,6 +328,26 @@ def test_every_connection_ends(narrow, parts):
             pass
 
 
+@pytest.mark.parametrize("path", ["/v2/models/cnn/infer", "/elsewhere"])
+def test_a_request_is_answered_once(narrow, path):
+    host, port = narrow.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 4")
+        connection.sendall(b" " * 60_000)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(65536) == b""
+
+
+def test_an_offer_of_another_protocol_is_ignored(server):
+    """As Java's client makes it with every request."""
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAAB"}
+    host, port = server.address.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection.request("POST", "/v2/models/cnn/infer", json.dumps(message(images(1))), offer)
+    assert connection.getresponse().status == 200
+
+
 def test_trailers_are_limited(narrow):
     host, port = narrow.address.split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
@@ -350,6 +374,22 @@ def test_a_batch_does_not_wait_for_all_pictures(models_folder):
     assert [each.result()[0] for each in pictures] == 8 * [422]  # there is nothing to see
 
 
+def test_a_picture_is_not_read_for_a_client_that_has_left(models_folder):
+    picture = io.BytesIO()
+    Image.new("L", (4000, 4000)).save(picture, "PNG")
+    content = picture.getvalue()
+    with serving(models_folder / artifacts.MODEL_REPOSITORY, "--max-body", "200000") as server:
+        for body in 10 * [content, content + bytes(150_000)]:
+            host, port = server.address.split(":")
+            with socket.create_connection((host, int(port)), timeout=30) as connection:
+                connection.sendall(b"POST /digits HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert server.ask("/digits", content)[0] == 422
+        lines = server.ask("/metrics")[1].decode().splitlines()
+    (read,) = (line for line in lines if line.startswith("serving_digit_seconds_count"))
+    assert float(read.split()[1]) < 10
+    assert 'serving_requests_total{endpoint="read_digit",model="",status="499"}' in "\n".join(lines)
+
+
 def test_a_connection_too_many_is_refused_and_room_comes_back(narrow):
     host, port = narrow.address.split(":")
     connections = [socket.create_connection((host, int(port)), timeout=30) for _ in range(3)]
@@ -367,7 +407,9 @@ def test_metrics_and_log_tell_what_happened(models_folder):
         running.ask("/elsewhere")
         _, content = running.ask("/metrics")
         running.process.terminate()
-        log = running.process.stdout.read()
+        running.process.wait(timeout=30)
+        running.log.seek(0)
+        log = running.log.read()
     lines = content.decode().splitlines()
     assert 'serving_requests_total{endpoint="infer",model="cnn",status="200"} 1.0' in lines
     assert 'serving_requests_total{endpoint="infer",model="fnn",status="400"} 1.0' in lines
@@ -426,26 +468,26 @@ def test_a_folder_without_models_is_named(tmp_path):
     )
 
 
-def test_a_model_of_strings_is_refused(repository):
-    text = helper.make_tensor_value_info("text", TensorProto.STRING, ["batch"])
-    same = helper.make_tensor_value_info("same", TensorProto.STRING, ["batch"])
-    graph = helper.make_graph([helper.make_node("Identity", ["text"], ["same"])], "g", [text], [same])
-    file = repository / "fnn" / "1" / "model.onnx"
+def save(file: Path, operator: str, inputs: str, shape: list, kind=TensorProto.FLOAT, **constants: np.ndarray) -> None:
+    """Make a model of one operator, which takes the constants and then the inputs, each of one letter."""
+    values = {name: helper.make_tensor_value_info(name, kind, shape) for name in (*inputs, "result")}
+    result = values.pop("result")
+    node = helper.make_node(operator, [*constants, *inputs], ["result"])
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph([node], "g", list(values.values()), [result], tensors)
+    file.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), file)
+
+
+def test_a_model_of_strings_is_refused(repository):
+    file = repository / "fnn" / "1" / "model.onnx"
+    save(file, "Identity", "t", ["batch"], TensorProto.STRING)
     ended = not_serving(repository)
-    assert f"{file} cannot be loaded: text is a tensor(string); allowed: tensor(bool), " in ended.stderr
+    assert f"{file} cannot be loaded: t is a tensor(string); allowed: tensor(bool), " in ended.stderr
 
 
 def test_other_types_and_several_inputs_work(tmp_path):
-    shape = ["batch", 2]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b")]
-    output = helper.make_tensor_value_info("sum", TensorProto.FLOAT, shape)
-    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["sum"])], "g", inputs, [output])
-    folder = tmp_path / "add" / "3"
-    folder.mkdir(parents=True)
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), folder / "model.onnx"
-    )
+    save(tmp_path / "add" / "3" / "model.onnx", "Add", "ab", ["batch", 2])
     a = {"name": "a", "shape": [1, 2], "datatype": "FP32", "data": [1, 2.5]}
     b = {"name": "b", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}
     tail = np.array([1, np.nan], np.float32).tobytes()
@@ -460,13 +502,7 @@ def test_other_types_and_several_inputs_work(tmp_path):
 
 
 def test_requests_of_different_shapes_stay_apart(tmp_path):
-    shape = ["batch", "n"]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
-    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", inputs, [output])
-    (tmp_path / "minus" / "1").mkdir(parents=True)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    onnx.save(model, tmp_path / "minus" / "1" / "model.onnx")
+    save(tmp_path / "minus" / "1" / "model.onnx", "Neg", "x", ["batch", "n"])
 
     def minus(length: int) -> list[float]:
         x = {"name": "x", "shape": [1, length], "datatype": "FP32", "data": list(range(length))}
@@ -475,6 +511,40 @@ def test_requests_of_different_shapes_stay_apart(tmp_path):
     with serving(tmp_path) as running, ThreadPoolExecutor(16) as pool:
         lengths = [1 + number % 5 for number in range(200)]
         assert list(pool.map(minus, lengths)) == [[-number for number in range(length)] for length in lengths]
+
+
+def test_a_value_that_the_model_cannot_take_fails_no_other_request(tmp_path):
+    model = tmp_path / "look_up" / "1" / "model.onnx"
+    save(model, "Gather", "x", ["batch"], TensorProto.INT64, table=np.arange(4))
+
+    def look_up(value: int) -> int:
+        x = {"name": "x", "shape": [1], "datatype": "INT64", "data": [value]}
+        return infer(running, {"inputs": [x]}, "look_up")[0]
+
+    with serving(tmp_path) as running, ThreadPoolExecutor(16) as pool:
+        values = [3, 3, 3, 9] * 50
+        assert list(pool.map(look_up, values)) == [200, 200, 200, 400] * 50
+
+
+def test_numbers_outside_a_type_are_refused(tmp_path):
+    save(tmp_path / "minus" / "1" / "model.onnx", "Neg", "x", ["batch"])
+    with serving(tmp_path) as running:
+        x = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1e39]}
+        status, answer = infer(running, {"inputs": [x]}, "minus")
+    assert (status, "the data of x are not all FP32" in answer["error"]) == (400, True)
+
+
+def test_any_byte_but_0_is_true(tmp_path):
+    save(tmp_path / "not" / "1" / "model.onnx", "Not", "x", ["batch"], TensorProto.BOOL)
+    x = {"name": "x", "shape": [3], "datatype": "BOOL", "parameters": {"binary_data_size": 3}}
+    body, headers = with_bytes({"inputs": [x]}, bytes([0, 2, 255]))
+    with serving(tmp_path) as running:
+        _, answer = running.json("/v2/models/not/infer", body, **headers)
+    assert answer["outputs"][0]["data"] == [True, False, False]
+
+
+def test_a_port_that_is_none_is_refused(models_folder):
+    assert "invalid port value: '99999'" in not_serving(models_folder, "--port", "99999").stderr
 
 
 def test_the_latest_version_is_served(repository):
