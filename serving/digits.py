@@ -33,6 +33,7 @@ SMALLEST, LARGEST = 100, 2048  # pictures are brought between these, before anyt
 GRID = 128  # squares across, in which parts of a picture are told apart
 FINE = 120  # squares across a digit, in which its strokes are measured
 
+SCANS = 200  # of a JPEG, which has about ten; each takes the time of a whole picture
 CONTRAST = 24  # of 255, between ink and ground; less is an empty picture
 INK = 0.35  # of the darkest ink: the line between ink and ground
 SPECK = 0.05  # of the largest part's area: what is smaller is dirt
@@ -40,6 +41,8 @@ OTHER = 0.15  # of the largest part's area: what is larger, and apart from it, i
 NEAR = 0.1  # of the digit's size: parts within twice that distance belong together
 TALL = 0.7  # of the digit's height: two such parts, one beside the other, are two digits
 BLOT = 0.6  # of the size of what is drawn: wider strokes are none
+SHEET = 0.5  # of the picture: more ink than that is a sheet of paper on another ground, or in a frame
+FRAME = 0.8  # of each side of what is drawn: a part that takes up as much is a frame
 THIN, THICK = 1.6, 4.2  # pixels in the box: strokes are brought between these
 
 
@@ -76,11 +79,10 @@ def normalize(content: bytes, max_pixels: int) -> np.ndarray:
 
     Raises RequestError if there is not exactly one digit, or the file is no picture, or one of too many pixels.
     """
-    ink, noise = separate(decode(content, max_pixels))
-    strongest = float(np.asarray(Image.fromarray(ink).filter(ImageFilter.BoxBlur(1))).max())
-    if strongest < max(CONTRAST, 6 * noise):
-        raise RequestError("the picture is empty: nothing stands out from the ground", 422)
-    mask = ink > max(INK * strongest, 4 * noise)
+    picture = decode(content, max_pixels)
+    ink, noise, mask = separate(picture)
+    if mask.mean() > SHEET:
+        ink, noise, mask = separate(inside(picture, mask))
     rows, columns = find(mask)
     ink, mask = ink[rows, columns] - 3 * noise, mask[rows, columns]
     ink = (ink / np.percentile(ink[mask], 80)).clip(0, 1)  # most of a stroke is 1; its edges are paler
@@ -94,6 +96,8 @@ def decode(content: bytes, max_pixels: int) -> Image.Image:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:  # its readers raise many kinds
         raise unreadable from error
+    if picture.format == "JPEG" and content.count(b"\xff\xda") > SCANS:
+        raise RequestError(f"the picture has too many scans; allowed: {SCANS}", 413)
     if picture.width * picture.height > max_pixels:
         size = f"{picture.width} x {picture.height}"
         raise RequestError(f"the picture has {size} pixels; allowed: {max_pixels:,} in all", 413)
@@ -127,10 +131,12 @@ def opaque(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(ground, picture).convert("RGB")
 
 
-def separate(picture: Image.Image) -> tuple[np.ndarray, float]:
-    """Return how much each pixel differs from the ground, uint8 [height, width], and the ground's own noise.
+def separate(picture: Image.Image) -> tuple[np.ndarray, float, np.ndarray]:
+    """Tell ink from ground. Raises RequestError if there is no ink.
 
-    The ground is the plane of colour that fits the picture's edge best, so that light may fall from one side.
+    Return how much each pixel differs from the ground, uint8 [height, width]; the ground's own noise; and where so much
+    is different that it is ink, bool [height, width]. The ground is the surface of second degree that fits the colours
+    of the picture's edge best, so that light may fall from one side, and corners be dark.
     """
     pixels = np.asarray(picture)
     height, width, _ = pixels.shape
@@ -138,22 +144,32 @@ def separate(picture: Image.Image) -> tuple[np.ndarray, float]:
     edge = np.zeros((height, width), bool)
     edge[[0, -1]] = edge[:, [0, -1]] = True
     y, x = np.nonzero(edge)
-    terms = np.stack([np.ones(len(x), np.float32), across[x], down[y]], axis=1)
+    terms = np.stack([np.ones(len(x), np.float32), across[x], across[x] ** 2, down[y], down[y] ** 2], axis=1)
     colours = pixels[y, x].astype(np.float32)
     middle = np.median(colours, axis=0)
     distance = np.abs(colours - middle).max(axis=1)
     ground = distance <= max(2 * np.median(distance), 8)
-    plane, *_ = np.linalg.lstsq(terms[ground], colours[ground], rcond=None)
-    noise = float((colours[ground] - terms[ground] @ plane).std())
+    surface, *_ = np.linalg.lstsq(terms[ground], colours[ground], rcond=None)
+    noise = float((colours[ground] - terms[ground] @ surface).std())
     difference = np.zeros((height, width), np.float32)
     for channel in range(3):
-        constant, slope_x, slope_y = plane[:, channel]
-        np.maximum(
-            difference,
-            np.abs(pixels[..., channel] - (constant + slope_x * across + (slope_y * down)[:, None])),
-            out=difference,
-        )
-    return difference.clip(0, 255).astype(np.uint8), noise
+        constant, x1, x2, y1, y2 = surface[:, channel]
+        here = (constant + x1 * across + x2 * across**2) + (y1 * down + y2 * down**2)[:, None]
+        np.maximum(difference, np.abs(pixels[..., channel] - here), out=difference)
+    ink = difference.clip(0, 255).astype(np.uint8)
+    strongest = float(np.asarray(Image.fromarray(ink).filter(ImageFilter.BoxBlur(1))).max())
+    if strongest < max(CONTRAST, 6 * noise):
+        raise RequestError("the picture is empty: nothing stands out from the ground", 422)
+    return ink, noise, ink > max(INK * strongest, 4 * noise)
+
+
+def inside(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Return the part of a picture that is set, without its edge."""
+    rows, columns = bounds(mask)
+    y, x = (2 + (side.stop - side.start) // 50 for side in (rows, columns))
+    if min(rows.stop - rows.start - 2 * y, columns.stop - columns.start - 2 * x) < 3:
+        return picture
+    return picture.crop((columns.start + x, rows.start + y, columns.stop - x, rows.stop - y))
 
 
 def bounds(mask: np.ndarray) -> tuple[slice, slice]:
@@ -166,7 +182,7 @@ def find(mask: np.ndarray) -> tuple[slice, slice]:
     rows, columns = bounds(mask)
     amounts = blocks(mask[rows, columns], GRID, np.sum)
     step = block(mask[rows, columns], GRID)
-    labels = keep(parts(amounts > 0), amounts, SPECK)
+    labels = unframe(keep(parts(amounts > 0), amounts, SPECK))
     boxes = [bounds(labels == label) for label in np.unique(labels[labels > 0])]
     size = max(max(y.stop - y.start, x.stop - x.start) for y, x in boxes)
     groups = parts(grow(labels > 0, max(1, round(NEAR * size)))) * (labels > 0)
@@ -216,6 +232,15 @@ def keep(labels: np.ndarray, amounts: np.ndarray, share: float) -> np.ndarray:
     totals = np.bincount(labels.ravel(), amounts.ravel())
     totals[0] = 0
     return np.where(totals[labels] >= share * totals.max(), labels, 0)
+
+
+def unframe(labels: np.ndarray) -> np.ndarray:
+    """Return the parts without one that runs along all four sides, if there are others."""
+    sides = labels[0], labels[-1], labels[:, 0], labels[:, -1]
+    frame = np.bincount(sides[0]).argmax()
+    others = np.where(labels == frame, 0, labels)
+    framed = all((side == frame).mean() > FRAME for side in sides) and others.any()
+    return others if framed else labels
 
 
 def grow(mask: np.ndarray, radius: int) -> np.ndarray:

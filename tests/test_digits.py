@@ -124,6 +124,26 @@ def broken_metadata() -> bytes:
     return upside_down().replace(*date)
 
 
+def framed(inset: int, width: int) -> bytes:
+    picture = Image.fromarray(paint(drawn(7)))
+    ImageDraw.Draw(picture).rectangle((inset, inset, 299 - inset, 299 - inset), outline="black", width=width)
+    return encode(picture)
+
+
+def on_a_table() -> bytes:
+    """A white sheet on wood."""
+    grain = 150 + 20 * np.sin(np.arange(400) / 4)
+    table = (grain[:, None, None] * [1, 0.8, 0.6] * np.ones((1, 400, 1))).astype(np.uint8)
+    table[50:350, 50:350] = paint(drawn(7))
+    return encode(table)
+
+
+def with_dark_corners() -> bytes:
+    squares = np.linspace(-1, 1, 300) ** 2
+    light = 1 - 0.2 * (squares + squares[:, None])
+    return encode((paint(drawn(7)) * light[..., None]).astype(np.uint8))
+
+
 SEVENS = {
     "dark on light": lambda: encode(paint(drawn(7))),
     "light on dark": lambda: encode(paint(drawn(7), (0, 0, 0), (255, 255, 255))),
@@ -140,6 +160,11 @@ SEVENS = {
     "turned by its metadata": upside_down,
     "broken metadata": broken_metadata,
     "light from one side": lambda: encode((paint(drawn(7)) * np.linspace(0.4, 1, 300)[:, None]).astype(np.uint8)),
+    "dark corners": with_dark_corners,
+    "a frame at the edge": lambda: framed(0, 1),
+    "a wide frame at the edge": lambda: framed(0, 30),
+    "a frame": lambda: framed(20, 3),
+    "a sheet on a table": on_a_table,
     "noise": lambda: encode(
         (paint(drawn(7)) * 0.8 + np.random.default_rng(0).normal(20, 9, (300, 300, 1))).astype("u1")
     ),
@@ -181,6 +206,7 @@ NOT_ONE_DIGIT = {
     "a dot": (lambda: encode(paint(np.pad(np.ones((20, 20)), 100))), 422, "a blot"),
     "too large": (lambda: encode(Image.new("1", (1001, 1000))), 413, "1001 x 1000 pixels; allowed: 1,000,000"),
     "a bomb": (lambda: encode(Image.new("1", (30_000, 30_000))), 413, "30000 x 30000 pixels"),
+    "many scans": (lambda: SEVENS["JPEG"]() + b"\xff\xda" * 200, 413, "too many scans; allowed: 200"),
     "GIF": (lambda: encode(paint(drawn(7)), "GIF"), 415, "allowed: PNG, JPEG, WEBP"),
     "text": (lambda: b"seven", 415, "allowed: PNG, JPEG, WEBP"),
     "nothing": (lambda: b"", 415, "allowed: PNG, JPEG, WEBP"),
