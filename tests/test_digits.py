@@ -3,9 +3,12 @@
 import contextlib
 import io
 import json
+import os
+import shutil
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,6 +307,32 @@ def test_classify_says_what_is_wrong_and_goes_on(shipped, tmp_path):
     assert right.split()[:2] == ["-", "7"]
 
 
-def test_classify_names_a_file_that_is_not_there(shipped):
-    ended = classify(shipped, "nothing.png")
-    assert (ended.returncode, ended.stderr) == (1, b"classify: [Errno 2] No such file or directory: 'nothing.png'\n")
+def test_classify_tells_of_a_file_that_cannot_be_read_and_goes_on(shipped, tmp_path):
+    (tmp_path / "a.png").symlink_to("nothing")
+    (tmp_path / "b.png").write_bytes(SEVENS["dark on light"]())
+    (tmp_path / "c.png").mkdir()
+    ended = classify(shipped, str(tmp_path))
+    _, gone, right, folder = ended.stdout.decode().splitlines()
+    assert ended.returncode == 1
+    assert gone == f"{tmp_path / 'a.png'}  cannot be read: No such file or directory"
+    assert right.split()[1] == "7"
+    assert folder == f"{tmp_path / 'c.png'}  cannot be read: Is a directory"
+
+
+def test_classify_names_a_folder_without_pictures(shipped, tmp_path):
+    ended = classify(shipped, str(tmp_path))
+    assert ended.returncode == 1
+    assert ended.stderr.decode() == f"classify: {tmp_path} has no pictures; allowed: .jpeg, .jpg, .png, .webp\n"
+
+
+def test_classify_takes_names_that_are_no_text(shipped, tmp_path):
+    name = os.path.join(os.fsencode(tmp_path), b"\xff.png")
+    Path(os.fsdecode(name)).write_bytes(SEVENS["dark on light"]())
+    answer = json.loads(classify(shipped, "--json", str(tmp_path)).stdout)
+    assert (Path(answer["file"]).name, answer["models"]["cnn"]["label"]) == ("\N{REPLACEMENT CHARACTER}.png", "7")
+
+
+def test_classify_works_with_one_model(shipped, tmp_path):
+    shutil.copytree(shipped / "cnn", tmp_path / "cnn")
+    ended = classify(tmp_path, "-", stdin=SEVENS["WebP"]())
+    assert [line.split()[:2] for line in ended.stdout.decode().splitlines()] == [["file", "cnn"], ["-", "7"]]
