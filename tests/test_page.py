@@ -1,10 +1,12 @@
 """The page, in a real browser."""
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.drawing import strokes
@@ -130,6 +132,31 @@ def test_a_digit_is_drawn_with_the_keyboard_alone(page):
     expect(spoken).to_contain_text("cnn: 1 (")
     page.keyboard.press("Delete")
     expect(page.locator("#answer")).to_have_text("Nothing is drawn yet.")
+
+
+def test_a_key_held_down_lowers_the_pen_once(page):
+    page.locator("#drawing").focus()
+    for _ in range(4):
+        page.keyboard.down(" ")
+    expect(page.get_by_role("status")).to_have_text("Pen down")
+    page.keyboard.press("Control+z")
+    expect(page.get_by_role("status")).to_have_text("Pen up")
+    expect(page.get_by_role("button", name="Undo")).to_be_disabled()
+
+
+def test_the_keyboards_focus_is_not_lost(page):
+    draw(page, 1, 200, 60, 100)
+    page.get_by_role("button", name="Clear").press("Enter")
+    expect(page.locator("#drawing")).to_be_focused()
+
+
+def test_a_large_photo_is_opened(page):
+    photo = Image.new("RGB", (5712, 4284), "white")
+    photo.paste(Image.open(io.BytesIO(SEVENS["JPEG"]())).resize((3000, 3000)), (1300, 600))
+    content = io.BytesIO()
+    photo.save(content, "JPEG")
+    choose(page, content.getvalue())
+    sees(page, 7)
 
 
 def test_a_picture_is_opened(page):

@@ -10,6 +10,7 @@ const file = document.getElementById("file");
 const undo = document.getElementById("undo");
 const clear = document.getElementById("clear");
 const context = drawing.getContext("2d", { willReadFrequently: true }); // with each answer
+const LARGEST = 1280; // pixels of a side: of larger pictures, a smaller one is sent
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 let strokes = []; // {width, points: [[x, y], …]}, in the canvas's pixels
@@ -61,7 +62,7 @@ async function askNext() {
       show("Nothing is drawn yet.");
       continue;
     }
-    const body = next === "drawing" ? png() : next;
+    const body = next === "drawing" ? drawn() : next;
     try {
       const response = await fetch("digits", { method: "POST", body });
       const content = await response.json();
@@ -74,11 +75,16 @@ async function askNext() {
   asking = false;
 }
 
-// toBlob would wait until the browser is idle, which it may not be for seconds.
-function png() {
+function drawn() {
   render(false);
-  const [, base64] = drawing.toDataURL("image/png").split(",");
+  const content = png(drawing);
   render();
+  return content;
+}
+
+// toBlob would wait until the browser is idle, which it may not be for seconds.
+function png(canvas) {
+  const [, base64] = canvas.toDataURL("image/png").split(",");
   return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 }
 
@@ -175,6 +181,7 @@ function lift() {
 }
 
 function takeBack() {
+  if (pen) spoken.textContent = "Pen up";
   if (strokes.length) strokes.pop();
   else picture = null;
   pen = null;
@@ -187,21 +194,30 @@ function clearAll() {
   changed();
 }
 
-undo.addEventListener("click", takeBack);
-clear.addEventListener("click", clearAll);
+for (const [button, act] of [[undo, takeBack], [clear, clearAll]]) {
+  button.addEventListener("click", () => {
+    act();
+    if (button.disabled) drawing.focus(); // else the focus would be lost
+  });
+}
 dark.addEventListener("change", changed);
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
+function lowerOrLift() {
+  if (pen) lift();
+  else strokes.push((pen = { width: Number(brush.value), points: [cursor] }));
+  spoken.textContent = pen ? "Pen down" : "Pen up";
+}
+
 drawing.addEventListener("keydown", (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
   if (event.key in ARROWS) {
     const step = event.shiftKey ? 40 : 10;
     cursor = cursor.map((value, axis) => Math.min(Math.max(value + ARROWS[event.key][axis] * step, 0), drawing.width));
     if (pen) pen.points.push(cursor);
   } else if (event.key === " ") {
-    if (pen) lift();
-    else strokes.push((pen = { width: Number(brush.value), points: [cursor] }));
-    spoken.textContent = pen ? "Pen down" : "Pen up";
+    if (!event.repeat) lowerOrLift();
   } else if (event.key === "Delete" || event.key === "Backspace") {
     clearAll();
   } else {
@@ -230,7 +246,17 @@ async function open(blob) {
     // the server says what is wrong with it
   }
   render();
-  ask(blob);
+  ask(picture && Math.max(picture.width, picture.height) > LARGEST ? png(small(picture)) : blob);
+}
+
+function small(picture) {
+  const scale = LARGEST / Math.max(picture.width, picture.height);
+  const [width, height] = [picture.width, picture.height].map((side) => Math.max(1, Math.round(side * scale)));
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(picture, 0, 0, width, height);
+  return canvas;
 }
 
 file.addEventListener("change", () => {
