@@ -135,32 +135,38 @@ def separate(picture: Image.Image) -> tuple[np.ndarray, float, np.ndarray]:
     """Tell ink from ground. Raises RequestError if there is no ink.
 
     Return how much each pixel differs from the ground, uint8 [height, width]; the ground's own noise; and where so much
-    is different that it is ink, bool [height, width]. The ground is the surface of second degree that fits the colours
-    of the picture's edge best, so that light may fall from one side, and corners be dark.
+    is different that it is ink, bool [height, width].
     """
     pixels = np.asarray(picture)
-    height, width, _ = pixels.shape
-    across, down = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
-    edge = np.zeros((height, width), bool)
-    edge[[0, -1]] = edge[:, [0, -1]] = True
-    y, x = np.nonzero(edge)
-    terms = np.stack([np.ones(len(x), np.float32), across[x], across[x] ** 2, down[y], down[y] ** 2], axis=1)
-    colours = pixels[y, x].astype(np.float32)
-    middle = np.median(colours, axis=0)
-    distance = np.abs(colours - middle).max(axis=1)
-    ground = distance <= max(2 * np.median(distance), 8)
-    surface, *_ = np.linalg.lstsq(terms[ground], colours[ground], rcond=None)
-    noise = float((colours[ground] - terms[ground] @ surface).std())
-    difference = np.zeros((height, width), np.float32)
+    across, down = (np.linspace(-1, 1, length, dtype=np.float32) for length in picture.size)
+    surface, noise = ground(pixels, across, down)
+    difference = np.zeros(pixels.shape[:2], np.float32)
     for channel in range(3):
         constant, x1, x2, y1, y2 = surface[:, channel]
-        here = (constant + x1 * across + x2 * across**2) + (y1 * down + y2 * down**2)[:, None]
-        np.maximum(difference, np.abs(pixels[..., channel] - here), out=difference)
+        expected = (constant + x1 * across + x2 * across**2) + (y1 * down + y2 * down**2)[:, None]
+        np.maximum(difference, np.abs(pixels[..., channel] - expected), out=difference)
     ink = difference.clip(0, 255).astype(np.uint8)
     strongest = float(np.asarray(Image.fromarray(ink).filter(ImageFilter.BoxBlur(1))).max())
     if strongest < max(CONTRAST, 6 * noise):
         raise RequestError("the picture is empty: nothing stands out from the ground", 422)
     return ink, noise, ink > max(INK * strongest, 4 * noise)
+
+
+def ground(pixels: np.ndarray, across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fit the colours at the picture's edge, so that light may fall from one side, and corners be dark.
+
+    Return the factors of 1, x, x², y, y² for each channel, float32 [5, 3], with x and y from `across` and `down`, and
+    the standard deviation from that surface.
+    """
+    edge = np.zeros(pixels.shape[:2], bool)
+    edge[[0, -1]] = edge[:, [0, -1]] = True
+    y, x = np.nonzero(edge)
+    terms = np.stack([np.ones(len(x), np.float32), across[x], across[x] ** 2, down[y], down[y] ** 2], axis=1)
+    colours = pixels[y, x].astype(np.float32)
+    distance = np.abs(colours - np.median(colours, axis=0)).max(axis=1)
+    usual = distance <= max(2 * np.median(distance), 8)  # no ink
+    surface, *_ = np.linalg.lstsq(terms[usual], colours[usual], rcond=None)
+    return surface, float((colours[usual] - terms[usual] @ surface).std())
 
 
 def inside(picture: Image.Image, mask: np.ndarray) -> Image.Image:
