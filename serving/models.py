@@ -1,6 +1,7 @@
 """The models of a repository, loaded from their ONNX files."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,24 +45,21 @@ class Tensor:
 class Model:
     """A model that answers."""
 
-    def __init__(self, file: Path, threads: int, digest: str | None):
-        """Load NAME/VERSION/model.onnx, to run on so many threads; 0: one for each core.
+    def __init__(self, file: Path, threads: int, read: Callable[[Path], bytes]):
+        """Load NAME/VERSION/model.onnx, to run on so many threads; 0: one for each core. `read` returns its content.
 
         `joins` says whether one batch may hold several requests: all that varies is one length, the batch's. Raises
-        StartError if it cannot be loaded, or its MD5 digest is not the expected one.
+        StartError if it cannot be loaded.
         """
         options = SessionOptions()
         options.intra_op_num_threads = threads
         *_, self.name, self.version, _ = file.parts
         try:
-            content = file.read_bytes()
-            if digest and hashlib.md5(content, usedforsecurity=False).hexdigest() != digest:
-                raise ValueError("it is not the file that is locked; `dvc checkout` brings that back")
-            self.session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.session = InferenceSession(read(file), options, providers=["CPUExecutionProvider"])
             inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
             self.inputs = {value.name: tensor(value) for value in inputs}
             self.outputs = {value.name: tensor(value) for value in outputs}
-            self.classes = class_names(file.parent.parent / "labels.txt")
+            self.classes = class_names(file.parent.parent / "labels.txt", read)
         except Exception as error:  # the runtime's errors have no class in common
             raise StartError(f"{file} cannot be loaded: {' '.join(str(error).split())}") from error
         lengths = [tensor.shape[1:] for tensor in (*self.inputs.values(), *self.outputs.values())]
@@ -79,9 +77,9 @@ class Model:
             raise RequestError(f"{self.name} cannot take these values: {error}") from error
 
 
-def class_names(file: Path) -> list[str]:
+def class_names(file: Path, read: Callable[[Path], bytes]) -> list[str]:
     """Return the names of a model's classes, one a line, if it has them."""
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return read(file).decode().splitlines() if file.is_file() else []
 
 
 def tensor(value: NodeArg) -> Tensor:
@@ -104,14 +102,8 @@ def load(repository: Path, threads: int = 0, lock: Path | None = None) -> dict[s
     files = latest(repository)
     if not files:
         raise StartError(f"{repository} has no models, no NAME/VERSION/model.onnx; `make repro` makes them")
-    digests = locked(lock) if lock else {}
-    models = {}
-    for name, file in files.items():
-        digest = digests.get(file.parts[-3:])
-        if lock and not digest:
-            raise StartError(f"{file} is not in {lock}")
-        models[name] = Model(file, threads, digest)
-    return models
+    read = reader(repository, lock) if lock else Path.read_bytes
+    return {name: Model(file, threads, read) for name, file in files.items()}
 
 
 def latest(repository: Path) -> dict[str, Path]:
@@ -121,14 +113,30 @@ def latest(repository: Path) -> dict[str, Path]:
     return {file.parts[-3]: file for file in files}
 
 
-def locked(lock: Path) -> dict[tuple[str, ...], str]:
-    """Return the MD5 digests of the files in a dvc.lock, by the last three parts of their paths.
+def reader(repository: Path, lock: Path) -> Callable[[Path], bytes]:
+    """Return a function that reads a file of the repository, and raises ValueError if it is not as locked.
 
-    Raises StartError if it cannot be read.
+    Raises StartError if the lock cannot be read.
     """
+    digests = locked(lock)
+
+    def read(file: Path) -> bytes:
+        name, content = file.relative_to(repository).as_posix(), file.read_bytes()
+        expected = [md5 for path, md5 in digests.items() if path.endswith(f"/{name}")]
+        if not expected:
+            raise ValueError(f"{name} is not in {lock}")
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() not in expected:
+            raise ValueError(f"{name} is not the file that is locked; `dvc checkout` brings that back")
+        return content
+
+    return read
+
+
+def locked(lock: Path) -> dict[str, str]:
+    """Return the MD5 digests of the files in a dvc.lock, by their paths. Raises StartError if it cannot be read."""
     try:
         stages = yaml.safe_load(lock.read_bytes())["stages"].values()
         outputs = [out for stage in stages for out in stage.get("outs", ())]
-        return {Path(out["path"]).parts[-3:]: out["md5"] for out in outputs}
+        return {out["path"]: out.get("md5") for out in outputs}  # which folders may lack
     except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         raise StartError(f"{lock} cannot be read as a dvc.lock: {' '.join(str(error).split())}") from error

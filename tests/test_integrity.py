@@ -56,18 +56,26 @@ def test_without_a_lock_one_line_says_what_makes_it(clone):
     assert damaged(clone) == ["integrity: dvc.lock is missing; `dvc repro` makes it"]
 
 
+@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD", "schema: '2.0'", "stages: {a: {outs: [{path: b}]}}"])
+def test_a_lock_that_is_none_is_told_in_one_line(clone, content):
+    (clone / "dvc.lock").write_text(content)
+    (line,) = damaged(clone)
+    assert line.startswith("integrity: dvc.lock cannot be read: ")
+
+
 def test_only_locked_files_are_served_when_a_lock_is_given(built, tmp_path):
     lock = ("--lock", str(built / "dvc.lock"))
     repository = shutil.copytree(built / artifacts.MODEL_REPOSITORY, tmp_path / "model_repository")
     with serving(repository, *lock) as running:
         assert running.json("/v2/models/cnn/ready")[0] == 200
-    file = repository / "cnn" / "1" / "model.onnx"
-    flip_a_byte(file)
-    ended = not_serving(repository, *lock)
-    assert (ended.returncode, ended.stderr) == (
-        1,
-        f"serving: {file} cannot be loaded: it is not the file that is locked; `dvc checkout` brings that back\n",
-    )
-    shutil.copytree(repository / "fnn", repository / "mine")
-    shutil.rmtree(repository / "cnn")
-    assert f"{repository / 'mine' / '1' / 'model.onnx'} is not in " in not_serving(repository, *lock).stderr
+    for model, file in ("cnn", "cnn/1/model.onnx"), ("fnn", "fnn/labels.txt"):
+        flip_a_byte(repository / file)
+        ended = not_serving(repository, *lock)
+        assert (ended.returncode, ended.stderr) == (
+            1,
+            f"serving: {repository / model / '1' / 'model.onnx'} cannot be loaded: "
+            f"{file} is not the file that is locked; `dvc checkout` brings that back\n",
+        )
+        shutil.rmtree(repository / model)
+    shutil.move(repository / "fnn_int8", repository / "mine")
+    assert "cannot be loaded: mine/1/model.onnx is not in " in not_serving(repository, *lock).stderr

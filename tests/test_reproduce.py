@@ -12,8 +12,12 @@ from tests.conftest import commit, edit_params, run
 EVALUATION = Path("artifacts/cnn/evaluation.json")
 
 
-def results(data: str = "d0", weights: str = "a0", accuracy: float = 0.99) -> Results:
-    digests = {("download", "artifacts/data/images"): data, ("train@cnn", "artifacts/cnn/weights.safetensors"): weights}
+def results(data: str = "d0", weights: str = "a0", labels: str = "l0", accuracy: float = 0.99) -> Results:
+    digests = {
+        ("download", "artifacts/data/images"): data,
+        ("train@cnn", "artifacts/cnn/weights.safetensors"): weights,
+        ("export@cnn", str(artifacts.class_names("cnn"))): labels,
+    }
     return Results(digests, {EVALUATION: {"accuracy": accuracy, "accuracy_low": 0.98, "accuracy_high": 0.995}})
 
 
@@ -25,6 +29,7 @@ def results(data: str = "d0", weights: str = "a0", accuracy: float = 0.99) -> Re
         (results(weights="b1", accuracy=0.97), FAILED),
         (results(weights="b1", accuracy=0.999), FAILED),
         (results(data="e1", weights="b1"), FAILED),
+        (results(labels="b1"), FAILED),
         (Results({}, {}), FAILED),
         (Results(results().digests | {("train@fnn", "artifacts/fnn/weights"): "c0"}, results().measured), FAILED),
     ],
