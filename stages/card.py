@@ -8,7 +8,7 @@ import onnx
 from jinja2 import Environment, StrictUndefined
 
 from stages import artifacts, command, params, repository
-from stages.params import Distortion
+from stages.params import Distortion, Network
 
 TEMPLATE = Path(__file__).with_name("card.md")
 ENVIRONMENT = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -22,7 +22,7 @@ def main(model: str) -> None:
     int8 = artifacts.read_json(artifacts.verification_int8(model))
     facts = dict(parameters) | {
         "model": model,
-        "network": listed(flatten(parameters.networks[model].model_dump(exclude_defaults=True))),
+        "layers": layers(parameters.networks[model], len(parameters.data.classes)),
         "recipe_name": parameters.recipe,
         "recipe": flatten(parameters.recipes[parameters.recipe][model].model_dump(exclude_defaults=True)),
         "weights": evaluation["parameters"],
@@ -35,13 +35,15 @@ def write(name: str, facts: dict[str, Any]) -> None:
     """Fill the template with the facts, and with what the files of the model `name` tell."""
     file = artifacts.require(artifacts.onnx(name))
     model, limits = onnx.load(file), facts["robustness"]
+    metadata = repository.metadata(model)
     card = ENVIRONMENT.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts,
         name=name,
         bytes=file.stat().st_size,
         opset=model.opset_import[0].version,
         ir_version=model.ir_version,
-        frameworks=listed(json.loads(repository.metadata(model)["frameworks"])),
+        frameworks=", ".join(" ".join(each) for each in json.loads(metadata["frameworks"]).items()),
+        quantization=metadata.get("quantization"),
         distortions=[(describe(way, limits), share) for way, share in facts["measured"]["robustness"].items()],
         digests=artifacts.require(artifacts.checksums(name)).read_text(encoding="utf-8"),
     )
@@ -49,14 +51,25 @@ def write(name: str, facts: dict[str, Any]) -> None:
     print(artifacts.card(name))
 
 
+def layers(network: Network, classes: int) -> str:
+    """Tell a network's layers in words."""
+    size, steps = network.kernel_size, []
+    for block in network.convolutions:
+        steps += [f"convolution {size} x {size} to {channels} channels" for channels in block] + ["max-pool 2 x 2"]
+    steps += [f"dense {width}" for width in (*network.hidden, classes)]
+    between = "batch norm and ReLU" if network.batch_norm else "ReLU"
+    return f"{', '.join(steps)}, softmax; {between} after each convolution and dense layer but the last"
+
+
 def describe(way: str, limits: Distortion) -> str:
     """Tell in words how far the test images were distorted in one way."""
+    share = "" if limits.strokes == 1 else f"{limits.strokes:.0%} of "
     return {
         "rotation": f"rotated by up to {limits.rotation:g} degrees",
-        "scale": f"scaled to between 1/{1 + limits.scale:g} and 1/{1 - limits.scale:g} of the size",
+        "scale": f"scaled to between {1 / (1 + limits.scale):.0%} and {1 / (1 - limits.scale):.0%} of the size",
         "shift": f"shifted by up to {limits.shift:g} pixels",
-        "thin_strokes": f"strokes thinned, {limits.strokes:.0%} of an erosion by 2 x 2 pixels",
-        "thick_strokes": f"strokes thickened, {limits.strokes:.0%} of a dilation by 2 x 2 pixels",
+        "thin_strokes": f"strokes thinned by {share}an erosion of 2 x 2 pixels",
+        "thick_strokes": f"strokes thickened by {share}a dilation of 2 x 2 pixels",
     }[way]
 
 
@@ -66,10 +79,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ def main(model: str) -> None:
 
     images = torch.cat([test.images, synthetic_images(parameters.seed)])
     labels, probabilities = pytorch_answers(network, images)
-    disagreements, differences = 0, np.zeros(len(images))
+    disagree, differences = np.zeros(len(images), bool), np.zeros(len(images))
     for size in BATCH_SIZES:
         onnx_labels, onnx_probabilities = runtime.answers(session, images.numpy(), size)
-        disagreements += int((onnx_labels != labels).sum())
+        disagree |= onnx_labels != labels
         differences = np.maximum(differences, np.abs(onnx_probabilities - probabilities).max(axis=1))  # keeps a NaN
-    difference = differences.max()
+    disagreements, difference = int(disagree.sum()), differences.max()
     verification = {
         "samples": len(test),
         "synthetic_samples": len(images) - len(test),

@@ -31,6 +31,14 @@ def test_weights_are_int8_and_scaled_by_channel(model):
         assert scales.dims == tensors[dequantized[node.input[2]].input[0]].dims  # as many as biases, one a channel
 
 
+def test_probabilities_sum_to_1_and_none_is_0(model):
+    images = np.random.default_rng(0).integers(256, size=(100, 1, 28, 28), dtype=np.uint8)
+    session = runtime.open_session(artifacts.onnx(artifacts.int8(model)), classes=10)
+    _, probabilities = runtime.answers(session, images, 100)
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(100), abs=1e-6)
+    assert (probabilities > 0).all()
+
+
 def test_all_operators_are_standard(model):
     assert {node.domain for node in onnx.load(artifacts.onnx(artifacts.int8(model))).graph.node} == {""}
 
@@ -40,7 +48,7 @@ def test_it_is_told_what_it_was_made_from(model):
     original = repository.metadata(onnx.load(artifacts.onnx(model)))
     assert metadata.keys() - original.keys() == {"quantization"}
     assert metadata["model_name"] == f"{model}_int8"
-    assert metadata["quantization"].endswith(f"of {model}")
+    assert metadata["quantization"] == f"int8, static, of {model}, calibrated on 1000 training images"
     assert json.loads(metadata["classes"]) == params.load().data.classes
 
 
