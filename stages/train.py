@@ -123,9 +123,10 @@ def fit(
             for number, batch in enumerate(shuffled_batches(training, steps), start=epoch * steps):
                 done = (number + 0.5) / (recipe.epochs * steps)
                 optimizer.param_groups[0]["lr"] = learning_rate(recipe, done)
-                images = networks.scale(batch.images)
                 if recipe.distortion and done < recipe.distort_until:
-                    images = distort(images, recipe.distortion)
+                    images = distort(batch.images, recipe.distortion)
+                else:
+                    images = networks.scale(batch.images)
                 sums += step(network, optimizer, images, batch.labels, recipe.label_smoothing)
                 progress.update()
             loss, accuracy = (sums / len(training)).tolist()

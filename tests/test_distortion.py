@@ -18,6 +18,10 @@ def spot(row: int, column: int, count: int = 200) -> torch.Tensor:
     return images
 
 
+def noise(count: int) -> torch.Tensor:
+    return torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8)
+
+
 def centres(images: torch.Tensor) -> torch.Tensor:
     """The centres of mass, [n, 2], as row and column relative to the image's middle."""
     places = torch.arange(28.0) - 13.5
@@ -26,8 +30,8 @@ def centres(images: torch.Tensor) -> torch.Tensor:
 
 
 def test_without_limits_nothing_changes():
-    images = torch.rand(4, 1, 28, 28)
-    torch.testing.assert_close(distort(images, Distortion()), images, atol=1e-5, rtol=0)
+    images = noise(4)
+    torch.testing.assert_close(distort(images, Distortion()), images / 255, atol=1e-5, rtol=0)
 
 
 def test_shifts_are_in_pixels_and_fill_their_limits():
@@ -50,12 +54,12 @@ def test_scaling_moves_along_the_radius():
 
 def test_every_image_gets_a_draw_of_its_own():
     limits = Distortion(rotation=12.0, scale=0.1, shift=1.5, strokes=1.0)
-    distorted = distort(spot(14, 14, count=2), limits)
+    distorted = distort(noise(1).expand(2, 1, 28, 28), limits)
     assert not torch.equal(distorted[0], distorted[1])
 
 
 def test_thin_and_thick_strokes_are_an_erosion_and_a_dilation():
-    images = torch.rand(3, 1, 28, 28)
+    images = noise(3)
     window = (1, 1, 2, 2)
     dilated = ndimage.maximum_filter(images.numpy(), window, origin=(0, 0, -1, -1), mode="nearest")
     eroded = ndimage.minimum_filter(images.numpy(), window, origin=(0, 0, -1, -1), mode="nearest")
@@ -64,8 +68,8 @@ def test_thin_and_thick_strokes_are_an_erosion_and_a_dilation():
 
 
 def test_random_strokes_lie_between_thin_and_thick_and_come_near_both():
-    image = torch.zeros(1, 1, 28, 28)
-    image[:, :, 10:14, 10:14] = 1
+    image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    image[:, :, 10:14, 10:14] = 255
     masses = random_strokes(image.expand(500, 1, 28, 28), 1.0).sum(dim=(1, 2, 3))
     assert 9 <= masses.min() < 9.2
     assert 24.8 < masses.max() <= 25
@@ -73,8 +77,8 @@ def test_random_strokes_lie_between_thin_and_thick_and_come_near_both():
 
 
 def test_strokes_change_within_their_limit():
-    image = torch.zeros(1, 1, 28, 28)
-    image[:, :, 10:14, 10:14] = 1
+    image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    image[:, :, 10:14, 10:14] = 255
     masses = random_strokes(image.expand(500, 1, 28, 28), 0.5).sum(dim=(1, 2, 3))
     assert 12.5 <= masses.min() < masses.max() <= 20.5
 
@@ -91,7 +95,7 @@ def test_distorted_images_are_pixels_that_show_the_distortion():
 
 
 def test_one_ways_draws_do_not_depend_on_the_other_ways():
-    images = torch.randint(256, (5, 1, 28, 28), dtype=torch.uint8)
+    images = noise(5)
     alone = distort_each_way(images, Distortion(shift=3))
     among_others = distort_each_way(images, Distortion(rotation=15, shift=3, strokes=1))
     assert list(alone) == ["shift"]

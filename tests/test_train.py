@@ -119,7 +119,7 @@ def test_images_are_distorted_in_the_first_share_of_the_training_alone(workspace
         return shuffled_batches(split, count)
 
     monkeypatch.setattr(train, "shuffled_batches", count_epochs)
-    monkeypatch.setattr(train, "distort", lambda images, limits: distorted.append(len(epochs)) or images)
+    monkeypatch.setattr(train, "distort", lambda images, limits: distorted.append(len(epochs)) or images / 255)
     train.main("fnn")
     assert sorted(set(distorted)) == [1, 2, 3]
     assert len(distorted) == 3 * epochs[0]
