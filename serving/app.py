@@ -1,7 +1,10 @@
 """The web application: what is answered under which path."""
 
+import re
 from asyncio import Semaphore, get_running_loop
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -43,6 +46,7 @@ class Limits:
     body: int = 8 * 1024 * 1024  # bytes
     batch: int = 1024  # images, as in config.pbtxt
     pixels: int = 16_000_000  # of a picture
+    bodies: int = 32  # of the largest size, that all requests together may hold
 
 
 def create(models: dict[str, Model], executor: Executor, limits: Limits, log: bool) -> ASGIApp:
@@ -55,6 +59,7 @@ def create(models: dict[str, Model], executor: Executor, limits: Limits, log: bo
     app.state.executor = executor
     app.state.pictures = Semaphore(1)  # no batch waits for more than one
     app.state.limits = limits
+    app.state.held = 0  # bytes of bodies
     return Observed(app, models, log)
 
 
@@ -62,28 +67,27 @@ async def infer(request: Request) -> Response:
     model = find(request)
     state = request.app.state
     start = perf_counter()
-    body = await read_body(request)
-    received = perf_counter()
-    asked = protocol.read(body, json_length(request), model, state.limits.batch)
-    read = perf_counter()
-    alone = len(request.scope["state"]["tasks"]) == 1
-    outputs = await state.batchers[model.name].ask(asked.inputs, asked.batch, alone)
+    async with body(request) as content:
+        received = perf_counter()
+        asked = protocol.read(content, json_length(request), model, state.limits.batch)
+        read = perf_counter()
+        alone = len(request.scope["state"]["tasks"]) == 1
+        outputs = await state.batchers[model.name].ask(asked.inputs, asked.batch, alone)
     answered = perf_counter()
-    content, length = protocol.write(model, asked, outputs)
+    answer, length = protocol.write(model, asked, outputs)
     state.stages[model.name].observe(asked.batch, start, received, read, answered, perf_counter())
     if length is None:
-        return Response(content, media_type="application/json")
-    return Response(content, headers={protocol.JSON_LENGTH: str(length)}, media_type="application/octet-stream")
+        return Response(answer, media_type="application/json")
+    return Response(answer, headers={protocol.JSON_LENGTH: str(length)}, media_type="application/octet-stream")
 
 
 async def read_digit(request: Request) -> Response:
     """Answer with what each model sees in a picture, and with the image that they were shown."""
     state = request.app.state
-    content = await read_body(request)
-    read = partial(digits.read, content, state.models.values(), state.limits.pixels)
-    async with state.pictures:
+    async with body(request) as content, state.pictures:
         if await request.is_disconnected():
             raise ClientDisconnect
+        read = partial(digits.read, content, state.models.values(), state.limits.pixels)
         with DIGIT_SECONDS.time():
             image, answers = await get_running_loop().run_in_executor(state.executor, read)
     return json({"image": image.tolist(), "models": answers})
@@ -115,8 +119,6 @@ async def metrics(request: Request) -> Response:
 
 async def page(request: Request) -> Response:
     path = request.scope["path"]
-    if path not in PAGE:  # but for the end of the line, which the route overlooks
-        raise HTTPException(404)
     content = (files("serving") / "page" / (path[1:] or "index.html")).read_bytes()
     return Response(content, headers=PAGE_HEADERS, media_type=PAGE[path])
 
@@ -132,22 +134,29 @@ def find(request: Request) -> Model:
     return model
 
 
-async def read_body(request: Request) -> bytes:
-    """Return all that is sent. Raises RequestError if it is too much, or compressed."""
-    limit = request.app.state.limits.body
-    headers = request.headers
+@asynccontextmanager
+async def body(request: Request) -> AsyncIterator[bytes]:
+    """Give all that is sent. Raises RequestError if it is too much, or compressed, or there is too much from others."""
+    state, headers = request.app.state, request.headers
+    limit = state.limits.body
     if headers.get("content-encoding", "identity") != "identity":
         raise RequestError("the body is compressed; allowed: plain", 415)
     too_large = RequestError(f"the body is too large; allowed: {limit} bytes", 413)
     if int(headers.get("content-length", 0)) > limit:
         raise too_large
     chunks, size = [], 0
-    async for chunk in request.stream():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-    return b"".join(chunks)
+    try:
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            size += len(chunk)
+            state.held += len(chunk)
+            if size > limit:
+                raise too_large
+            if state.held > limit * state.limits.bodies:
+                raise RequestError("the server holds too many requests at once; try again", 503)
+        yield b"".join(chunks)
+    finally:
+        state.held -= size
 
 
 def json_length(request: Request) -> int | None:
@@ -196,3 +205,5 @@ ROUTES = [  # in the order in which they are tried
     Route("/metrics", metrics),
     *(Route(path, page) for path in PAGE),
 ]
+for route in ROUTES:  # whose `$` would take a path that ends with a line break, too
+    route.path_regex = re.compile(route.path_regex.pattern.replace("$", r"\Z"))

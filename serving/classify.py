@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="the models' folder")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each picture")
     given = parser.parse_args()
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` takes what it wants, and that is that
     try:
         readers = [model for model in models.load(given.repository).values() if digits.suits(model)]
         names = pictures(given.files)
@@ -52,8 +55,9 @@ def pictures(names: list[str]) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """Return a file's name, which need not be text, as text."""
-    return os.fsencode(name).decode(errors="replace")
+    """Return a file's name, which need not be text, as text of one line."""
+    text = os.fsencode(name).decode(errors="replace")
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def answer(name: str, readers: list[Model]) -> dict:

@@ -11,13 +11,15 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 HEAD = 16 * 1024  # bytes; of a request line and its headers
+PIPELINE = 32  # requests that may wait behind one that is being answered
 UPGRADE = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
 
 
 class Connection(HttpToolsProtocol):
     """Uvicorn's connection, with the limits that it lacks.
 
-    Under `tasks` in a request's state, the application finds all requests that are under way.
+    Nothing is read while requests wait in the pipeline, or while a body has enough to go on with. Under `tasks` in a
+    request's state, the application finds all requests that are under way.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Connection(HttpToolsProtocol):
         self.size = size
         self.arriving = False  # a request, of which something is still to come
         self.in_head = False
+        self.ended = False  # nothing more is taken
         self.received = 0  # bytes of the request that is arriving
         self.arrival: TimerHandle | None = None  # ends the wait for a request
         self.departure: TimerHandle | None = None  # ends the wait for a client that does not read
@@ -54,7 +57,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self.ended:
             return
         self.received += len(data)
         super().data_received(data if self.arriving and not self.in_head else without_upgrade(data))
@@ -77,6 +80,9 @@ class Connection(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD:
             self.refuse_head()
             raise ValueError  # ends the parsing
+        if len(self.pipeline) == PIPELINE:
+            self.refuse(HTTPStatus.TOO_MANY_REQUESTS, f"more than {PIPELINE} requests wait on the connection")
+            raise ValueError
         super().on_headers_complete()
         self.in_head = False
 
@@ -90,6 +96,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()  # which Uvicorn has resumed: more would come than is answered
         if self.transport.is_closing():
             self.await_departure()
 
@@ -126,14 +134,15 @@ class Connection(HttpToolsProtocol):
         self.refuse(HTTPStatus.BAD_REQUEST, "this is not HTTP")
 
     def refuse(self, status: HTTPStatus, error: str) -> None:
-        """Close the connection, with an answer if it cannot be taken for another's."""
+        """Close the connection when the requests before are answered, or with this answer if none is under way."""
         if self.transport.is_closing():
             return
-        if self.arriving and not self.in_head:  # the request of the newest cycle
-            free = not self.pipeline and not self.cycle.response_started
-        else:
-            free = self.answered()
-        if free:
+        in_body = self.arriving and not self.in_head  # of the request of the newest cycle
+        if not in_body and not self.answered():
+            self.cycle.keep_alive = False
+            self.ended = True
+            return
+        if not in_body or not (self.pipeline or self.cycle.response_started):
             body = orjson.dumps({"error": error})
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + head + body)

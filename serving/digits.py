@@ -40,9 +40,11 @@ SPECK = 0.05  # of the largest part's area: what is smaller is dirt
 OTHER = 0.15  # of the largest part's area: what is larger, and apart from it, is another digit
 NEAR = 0.1  # of the digit's size: parts within twice that distance belong together
 TALL = 0.7  # of the digit's height: two such parts, one beside the other, are two digits
-BLOT = 0.6  # of the size of what is drawn: wider strokes are none
-SHEET = 0.5  # of the picture: more ink than that is a sheet of paper on another ground, or in a frame
+BLOT = 0.45  # of the size of what is drawn: wider strokes are none, as that of a disc, 0.5
+SHEET = 0.9  # of the smallest rectangle around it: what fills as much is a sheet on another ground, or in a frame,
+WRITTEN = 0.004  # if something is written on more than this share of it
 FRAME = 0.8  # of each side of what is drawn: a part that takes up as much is a frame
+PALE = 0.15  # of a stroke's ink: less is the halo that JPEG puts around it
 THIN, THICK = 1.6, 4.2  # pixels in the box: strokes are brought between these
 
 
@@ -81,11 +83,15 @@ def normalize(content: bytes, max_pixels: int) -> np.ndarray:
     """
     picture = decode(content, max_pixels)
     ink, noise, mask = separate(picture)
-    if mask.mean() > SHEET:
-        ink, noise, mask = separate(inside(picture, mask))
+    if rectangularity(mask) > SHEET:
+        with contextlib.suppress(RequestError):  # nothing is written there
+            written = separate(inside(picture, mask))
+            if written[-1].mean() > WRITTEN:
+                ink, noise, mask = written
     rows, columns = find(mask)
     ink, mask = ink[rows, columns] - 3 * noise, mask[rows, columns]
-    ink = (ink / np.percentile(ink[mask], 80)).clip(0, 1)  # most of a stroke is 1; its edges are paler
+    ink = ink / np.percentile(ink[mask], 80)  # most of a stroke is 1; its edges are paler
+    ink = ((ink - PALE) / (1 - PALE)).clip(0, 1)
     return centre(fit(blocks((255 * ink).astype(np.uint8), FINE, np.max)))
 
 
@@ -169,13 +175,36 @@ def ground(pixels: np.ndarray, across: np.ndarray, down: np.ndarray) -> tuple[np
     return surface, float((colours[usual] - terms[usual] @ surface).std())
 
 
+def rectangularity(mask: np.ndarray) -> float:
+    """Return which share of the smallest rectangle around what is set, at any angle, it fills."""
+    y, x = np.nonzero(fill(blocks(mask[bounds(mask)], GRID, np.max)))
+    angles = np.radians(np.arange(0, 90, 3))
+    cos, sin = np.cos(angles), np.sin(angles)
+    corners = np.abs(cos) + np.abs(sin)  # how far a square of 1 x 1 reaches
+    sides = [np.ptp(np.outer(a, x) + np.outer(b, y), axis=1) + corners for a, b in ((cos, sin), (-sin, cos))]
+    return float(len(x) / (sides[0] * sides[1]).min())
+
+
+def fill(mask: np.ndarray) -> np.ndarray:
+    """Set what has something that is set to the left and to the right, above and below."""
+    across, down = (
+        np.maximum.accumulate(mask, axis) & np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis)
+        for axis in (1, 0)
+    )
+    return across & down
+
+
 def inside(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Return the part of a picture that is set, without its edge."""
-    rows, columns = bounds(mask)
-    y, x = (2 + (side.stop - side.start) // 50 for side in (rows, columns))
-    if min(rows.stop - rows.start - 2 * y, columns.stop - columns.start - 2 * x) < 3:
+    """Return the sheet that is set, without its edge, on a ground of its own colour."""
+    edge = 2 + max(mask.shape) // 100
+    wide = np.pad(fill(mask), edge)
+    near, far, middle = slice(None, -2 * edge), slice(2 * edge, None), slice(edge, -edge)
+    whole = wide[near, middle] & wide[far, middle] & wide[middle, near] & wide[middle, far]
+    if not whole.any():
         return picture
-    return picture.crop((columns.start + x, rows.start + y, columns.stop - x, rows.stop - y))
+    pixels = np.array(picture)
+    pixels[~whole] = np.median(pixels[whole][:: 1 + whole.sum() // 10_000], axis=0)
+    return Image.fromarray(pixels[bounds(whole)])
 
 
 def bounds(mask: np.ndarray) -> tuple[slice, slice]:

@@ -13,7 +13,12 @@ BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 REQUESTS = Counter("serving_requests", "Requests, by what was answered", ["endpoint", "model", "status"])
 IMAGES = Counter("serving_images", "Images that were answered for", ["model"])
-STAGES = Histogram("serving_stage_seconds", "Time that requests spent in a stage", ["model", "stage"], buckets=BUCKETS)
+STAGES = Histogram(
+    "serving_stage_seconds",
+    "Time that requests spent in a stage; run includes the wait",
+    ["model", "stage"],
+    buckets=BUCKETS,
+)
 DIGIT_SECONDS = Histogram("serving_digit_seconds", "Time in which a picture of a digit was read", buckets=BUCKETS)
 
 

@@ -55,7 +55,7 @@ def read(body: bytes, json_length: int | None, model: Model, max_batch: int) -> 
     """Read a request. Raises RequestError if the model cannot answer it."""
     if json_length is None:
         json_length = len(body)
-    if not 0 <= json_length <= len(body):
+    if json_length > len(body):
         raise RequestError(f"{JSON_LENGTH} is {json_length}; the body has {len(body)} bytes")
     if body.count(b"[", 0, json_length) + body.count(b"{", 0, json_length) > LISTS:
         raise RequestError(f"the request has too many arrays; allowed: {LISTS:,}. Flat data need few")
@@ -186,7 +186,7 @@ def parameter(message: Any, name: str, kind: type, default: Any) -> Any:
 def field(message: Any, name: str, kind: type, default: Any = REQUIRED) -> Any:
     """Return what an object has under a name, of this type or the default."""
     if type(message) is not dict:
-        raise RequestError(f"{name!r} is looked for in {JSON_NAMES[type(message)]}; allowed: an object")
+        raise RequestError(f"{JSON_NAMES[type(message)]} stands where an object with {name!r} is expected")
     value = message.get(name, default)
     if value is REQUIRED:
         raise RequestError(f"{name!r} is missing")

@@ -57,4 +57,4 @@ def test_tritons_runtime_serves_the_folder_that_the_commands_publish(service, co
 def test_the_service_runs_in_the_account_that_the_commands_make(service, commands):
     account = service["spec"]["predictor"]["serviceAccountName"]
     assert f"kubectl create serviceaccount {account}\n" in commands
-    assert f"service/{service['metadata']['name']}-predictor" in commands
+    assert f"deployment/{service['metadata']['name']}-predictor" in commands

@@ -133,11 +133,14 @@ def framed(inset: int, width: int) -> bytes:
     return encode(picture)
 
 
-def on_a_table() -> bytes:
-    """A white sheet on wood."""
+def on_a_table(share: float, angle: float = 0) -> bytes:
+    """A white sheet on wood, that takes up a share of the picture."""
     grain = 150 + 20 * np.sin(np.arange(400) / 4)
-    table = (grain[:, None, None] * [1, 0.8, 0.6] * np.ones((1, 400, 1))).astype(np.uint8)
-    table[50:350, 50:350] = paint(drawn(7))
+    table = Image.fromarray((grain[:, None, None] * [1, 0.8, 0.6] * np.ones((1, 400, 1))).astype(np.uint8))
+    side = round(400 * share**0.5)
+    sheet = Image.fromarray(paint(drawn(7))).resize((side, side)).convert("RGBA")
+    sheet = sheet.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    table.paste(sheet, ((400 - sheet.width) // 2, (400 - sheet.height) // 2), sheet)
     return encode(table)
 
 
@@ -167,7 +170,9 @@ SEVENS = {
     "a frame at the edge": lambda: framed(0, 1),
     "a wide frame at the edge": lambda: framed(0, 30),
     "a frame": lambda: framed(20, 3),
-    "a sheet on a table": on_a_table,
+    "a sheet on a table": lambda: on_a_table(0.56),
+    "a small sheet on a table": lambda: on_a_table(0.15),
+    "a sheet that lies askew": lambda: on_a_table(0.4, angle=8),
     "noise": lambda: encode(
         (paint(drawn(7)) * 0.8 + np.random.default_rng(0).normal(20, 9, (300, 300, 1))).astype("u1")
     ),
@@ -206,7 +211,8 @@ NOT_ONE_DIGIT = {
         422,
         "several things",
     ),
-    "a dot": (lambda: encode(paint(np.pad(np.ones((20, 20)), 100))), 422, "a blot"),
+    "a square": (lambda: encode(paint(np.pad(np.ones((20, 20)), 100))), 422, "a blot"),
+    "a dot": (lambda: encode(paint(np.hypot(*np.mgrid[-150:150, -150:150]) < 14)), 422, "a blot"),
     "too large": (lambda: encode(Image.new("1", (1001, 1000))), 413, "1001 x 1000 pixels; allowed: 1,000,000"),
     "a bomb": (lambda: encode(Image.new("1", (30_000, 30_000))), 413, "30000 x 30000 pixels"),
     "many scans": (lambda: SEVENS["JPEG"]() + b"\xff\xda" * 200, 413, "too many scans; allowed: 200"),
@@ -330,6 +336,19 @@ def test_classify_takes_names_that_are_no_text(shipped, tmp_path):
     Path(os.fsdecode(name)).write_bytes(SEVENS["dark on light"]())
     answer = json.loads(classify(shipped, "--json", str(tmp_path)).stdout)
     assert (Path(answer["file"]).name, answer["models"]["cnn"]["label"]) == ("\N{REPLACEMENT CHARACTER}.png", "7")
+
+
+def test_classify_prints_a_line_for_each_picture_whatever_its_name(shipped, tmp_path):
+    (tmp_path / "a\nb.png").write_bytes(SEVENS["dark on light"]())
+    ended = classify(shipped, str(tmp_path))
+    assert len(ended.stdout.splitlines()) == 2
+
+
+def test_classify_stops_when_no_one_reads_on(shipped, tmp_path):
+    (tmp_path / "a.png").write_bytes(SEVENS["dark on light"]())
+    command = f"{sys.executable} -m serving.classify --json --repository {shipped} {tmp_path} | true"
+    ended = subprocess.run(command, shell=True, cwd=PROJECT, capture_output=True)
+    assert ended.stderr == b""
 
 
 def test_classify_works_with_one_model(shipped, tmp_path):

@@ -111,7 +111,7 @@ def test_what_is_no_digit_yet_is_not_called_wrong_before_the_pen_is_lifted(page)
     assert response.value.status == 422
     expect(page.locator("#answer")).to_have_text("Nothing is drawn yet.")
     page.mouse.up()
-    expect(page.locator("#answer")).to_contain_text("the picture is empty")
+    expect(page.locator("#answer")).to_contain_text("the picture shows a blot")
 
 
 def test_a_digit_is_drawn_with_the_keyboard_alone(page):
@@ -162,6 +162,16 @@ def test_a_large_photo_is_opened(page):
 def test_a_picture_is_opened(page):
     choose(page, SEVENS["JPEG"]())
     sees(page, 7)
+
+
+@pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
+def test_strokes_on_a_picture_are_seen(page):
+    blank = io.BytesIO()
+    Image.new("RGB", (400, 400), "white").save(blank, "PNG")
+    choose(page, blank.getvalue())
+    expect(page.locator("#answer")).to_contain_text("the picture is empty")
+    draw(page, 5, 200, 130, 100)
+    sees(page, 5)
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])

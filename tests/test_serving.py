@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import io
 import json
+import select
 import shutil
 import signal
 import socket
@@ -152,7 +153,7 @@ def test_input_as_json_and_output_as_bytes(server, models_folder):
 
 WRONG = {
     "no JSON": (b"{", "the request is not JSON"),
-    "no object": (b"[]", "allowed: an object"),
+    "no object": (b"[]", "an array stands where an object with 'id' is expected"),
     "no inputs": (b"{}", "'inputs' is missing"),
     "inputs of null": (b'{"inputs": null}', "'inputs' is null; allowed: an array"),
     "many lists": (b'{"inputs": [' + b"[], " * 100_000 + b"1]}", "too many arrays; allowed: 100,000"),
@@ -239,6 +240,7 @@ def test_wrong_bytes_are_told(server, tail, length, error):
         ("/v2/models/" + "x" * 5000, 404),
         ("/page.js/../../models.py", 404),
         ("/page.js%0A", 404),
+        ("/v2/models/cnn/ready%0A", 404),
         ("/elsewhere", 404),
     ],
 )
@@ -253,12 +255,13 @@ def test_a_compressed_body_is_refused(server):
     assert (status, answer["error"]) == (415, "the body is compressed; allowed: plain")
 
 
-def raw(server, content: bytes) -> bytes:
-    """Send bytes, and return all that comes until the server closes."""
+def raw(server, content: bytes, end: bool = True) -> bytes:
+    """Send bytes and, if wanted, their end; return all that comes until the server closes."""
     host, port = server.address.split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(content)
-        connection.shutdown(socket.SHUT_WR)
+        if end:
+            connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
@@ -363,7 +366,31 @@ def test_trailers_are_limited(narrow):
 def test_a_running_request_is_not_given_anothers_error(server):
     body = json.dumps(message(images(1000))).encode()
     head = b"POST /v2/models/cnn/infer HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
-    assert not raw(server, head + body + b"\0\0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    answer = raw(server, head + body + b"\0\0\r\n\r\n", end=False)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_requests_sent_in_a_row_are_answered_up_to_a_limit(server):
+    request = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert raw(server, 30 * request + last, end=False).count(b"HTTP/1.1 200 ") == 31
+    assert 31 < raw(server, 500 * request, end=False).count(b"HTTP/1.1 200 ") < 100
+
+
+def test_what_is_received_at_the_same_time_is_limited(models_folder):
+    head = b"POST /digits HTTP/1.1\r\nContent-Length: 1000\r\n\r\n"
+    with serving(models_folder / artifacts.MODEL_REPOSITORY, "--max-body", "1000") as running:
+        host, port = running.address.split(":")
+        with contextlib.ExitStack() as stack:
+            connections = []
+            for _ in range(33):
+                connections.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=30)))
+                connections[-1].sendall(head + bytes(999))
+            (refused, *_), *_ = select.select(connections, [], [], 30)
+            assert refused.recv(65536).startswith(b"HTTP/1.1 503 ")
+        while running.ask("/digits", bytes(1000))[0] != 415:
+            time.sleep(0.05)
 
 
 def test_a_batch_does_not_wait_for_all_pictures(models_folder):

@@ -27,12 +27,14 @@ function render(withCursor = document.activeElement === drawing && keyboard) {
     const [width, height] = [picture.width * scale, picture.height * scale];
     context.drawImage(picture, (drawing.width - width) / 2, (drawing.height - height) / 2, width, height);
   }
-  context.strokeStyle = dark.matches ? "#fff" : "#000";
+  context.strokeStyle = picture ? "#d33" : dark.matches ? "#fff" : "#000"; // pictures are light or dark
   context.lineCap = context.lineJoin = "round";
   for (const { width, points } of strokes) {
     context.lineWidth = width;
     context.beginPath();
-    context.moveTo(...points[0]);
+    const [x, y] = points[0];
+    context.moveTo(x, y);
+    context.lineTo(x + 0.01, y); // else a dot would not show
     for (const point of points) context.lineTo(...point);
     context.stroke();
   }
