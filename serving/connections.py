@@ -81,8 +81,7 @@ class Connection(HttpToolsProtocol):
             self.refuse_head()
             raise ValueError  # ends the parsing
         if len(self.pipeline) == PIPELINE:
-            self.refuse(HTTPStatus.TOO_MANY_REQUESTS, f"more than {PIPELINE} requests wait on the connection")
-            raise ValueError
+            raise ValueError  # and no more is taken on this connection
         super().on_headers_complete()
         self.in_head = False
 
