@@ -1,68 +1,76 @@
-# make repro: run the pipeline · make test: check the project · make serve: serve the models
-# make bench: measure training and serving, make bench-inference: int8 beside float32
-# make ablation: what each part of the recipes brings
-# make reproduce: compare a run from nothing with dvc.lock · make integrity: find damaged files
-# make constraints: move to newer versions
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	--no-annotate $(OPTIONS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export UV_CUSTOM_COMPILE_COMMAND := make requirements
 
-.PHONY: repro test serve bench bench-training bench-serving bench-inference ablation reproduce integrity constraints
+.PHONY: help repro test serve bench bench-training bench-serving bench-inference ablation reproduce integrity restore \
+	requirements repository
 
-repro: .venv/for-repro
-	@$(BIN)/python -m stages.check # DVC, too, reads params.yaml, but its messages are harder to understand
-	$(BIN)/dvc repro
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
 
-test: .venv/for-test
+repro: .venv/for-pipeline ## install into .venv, run what has changed of the pipeline, print the results
+	@# When DVC cannot parse params.yaml, stages.check has the clearer message.
+	$(BIN)/dvc repro || { $(BIN)/python -m stages.check; exit 1; }
+	@$(BIN)/python -m checks.results
+
+test: .venv/for-test ## lint, check types, run the tests (run make repro first: some tests need its models)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 	$(BIN)/pytest
 
-serve: repro .venv/for-serve
+serve: repro .venv/for-serve ## serve the models on http://127.0.0.1:8000 (OPTIONS='--port 8001')
 	$(BIN)/python -m serving --lock dvc.lock $(OPTIONS)
 
-bench: bench-training bench-serving
+bench: bench-training bench-serving ## run both benchmarks, of training and of serving
 
-bench-training: repro
+bench-training: repro ## compare the recipes with the course notebook's training loop
 	$(BIN)/python -m benchmarks.training $(OPTIONS)
 
-bench-serving: repro .venv/for-serve
+bench-serving: repro .venv/for-serve ## compare the server with KServe, LitServe and MLServer
 	$(BIN)/python -m benchmarks.serving
 
-bench-inference: repro
+bench-inference: repro ## compare int8 with float32 in ONNX Runtime
 	$(BIN)/python -m benchmarks.inference
 
-ablation: repro
+ablation: repro ## measure what each part of the recipes contributes
 	$(BIN)/python -m benchmarks.ablation $(OPTIONS)
 
-reproduce: .venv/for-repro
+reproduce: .venv/for-pipeline ## run the committed pipeline in a fresh clone and compare its outputs with dvc.lock
 	$(BIN)/python -m checks.reproduce
 
-integrity: .venv/for-repro
+integrity: .venv/for-pipeline ## find outputs and cached files that differ from their digests
 	$(BIN)/python -m checks.integrity
 
-$(BIN)/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer, please: make PYTHON=…")'
+restore: .venv/for-pipeline ## discard all uncommitted changes and rebuild the last commit's models
+	git restore --source=HEAD --staged --worktree .
+	$(BIN)/python -m checks.prune
+	@$(MAKE) --no-print-directory repro
+
+requirements: $(BIN)/uv ## lock pyproject.toml's dependencies in requirements/ (newer versions: OPTIONS=--upgrade)
+	$(COMPILE) -o requirements/test.txt --extra pipeline --extra bundled --extra serve --extra test pyproject.toml
+	$(COMPILE) -o requirements/pipeline.txt -c requirements/test.txt --extra pipeline --extra bundled pyproject.toml
+	$(COMPILE) -o requirements/serve.txt -c requirements/test.txt --extra serve pyproject.toml
+	$(COMPILE) -o requirements/s3.txt -c requirements/test.txt --extra s3 pyproject.toml
+	echo uv | $(COMPILE) -o requirements/uv.txt -
+
+.venv/for-%: requirements/%.txt | $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --requirement $<
+	@touch $@
+
+$(BIN)/uv: requirements/uv.txt | repository
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python: expected 3.11 or newer, got {}.{}; \
+	use another: make PYTHON=python3.12".format(*sys.version_info))'
 	$(PYTHON) -m venv .venv
-
-.venv/for-repro: pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "Installing into .venv, which takes some minutes: PyTorch is large"
-	@$(INSTALL) '.[pipeline,bundled]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
-.venv/for-serve: .venv/for-repro
-	@$(INSTALL) '.[pipeline,serve]'
-	@touch $@
-
-.venv/for-test: .venv/for-repro
-	@$(INSTALL) '.[pipeline,bundled,serve,test]'
-	@touch $@
-
-constraints:
-	rm -rf build/constraints
-	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/pip install --quiet --editable '.[pipeline,bundled,serve,test]'
-	echo "# The exact versions that dvc.lock was produced with. \`make constraints\` writes this file anew." > constraints.txt
-	build/constraints/bin/pip freeze --exclude-editable >> constraints.txt
-	rm -rf build/constraints
+repository: # DVC needs git and one commit. Git's own message explains a folder that belongs to another user.
+	@error=$$(LC_ALL=C git rev-parse --quiet --verify HEAD 2>&1 > /dev/null) || { case "$$error" in \
+		"" | *"not a git repository"*) echo 'expected a git repository with a commit, got none; run' \
+			'`git init && git add --all && git commit -m "Start"`' ;; \
+		*) echo "$$error" ;; \
+	esac; exit 1; } >&2
