@@ -1,1 +1,3 @@
-"""What runs beside a user: the model repository over the Open Inference Protocol, and a page to draw on."""
+"""Inference server and demo page for a model repository: Open Inference Protocol over HTTP."""
+
+__version__ = "0.1.0"

@@ -1,81 +1,95 @@
 """Serve a model repository: `python -m serving --help`."""
 
 import argparse
-import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import joblib
 import uvicorn
 
-from serving import app, models
-from serving.app import Limits
-from serving.connections import HEAD, Connection
+from serving import models
+from serving.app import create_app
+from serving.connections import LimitedConnection
 from serving.errors import StartError
-
-
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving",
-        description="Serve a model repository over the Open Inference Protocol, with a page to draw on.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("repository", type=Path, nargs="?", default=models.REPOSITORY, help="a folder of NAME/VERSION/model.onnx")
-    add("--lock", type=Path, metavar="DVC.LOCK", help="serve only files with the digests in this dvc.lock")
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all")
-    add("--port", type=port, default=8000)
-    add("--threads", type=positive, default=1, help="that the runtime has for one batch")
-    add("--workers", type=positive, default=os.cpu_count(), help="batches that run at the same time")
-    add("--max-body", type=positive, default=Limits.body, metavar="BYTES", help="of a request")
-    add("--max-batch", type=positive, default=Limits.batch, metavar="IMAGES", help="of a request")
-    add("--max-pixels", type=positive, default=Limits.pixels, metavar="PIXELS", help="of a picture")
-    add("--max-connections", type=positive, default=256, metavar="NUMBER", help="at the same time")
-    add("--timeout", type=positive, default=30, metavar="SECONDS", help="to send a request, or the next one")
-    add("--log-requests", action="store_true", help="print a line of JSON for each request")
-    return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**16:
-        raise ValueError
-    return number
+from serving.limits import Limits
 
 
 def main() -> None:
-    given = options()
+    """Run the server until SIGTERM or SIGINT, which shut it down gracefully."""
+    arguments = parse_arguments()
     try:
-        loaded = models.load(given.repository, given.threads, given.lock)
+        loaded = models.load_models(arguments.repository, arguments.threads, arguments.lock)
     except StartError as error:
         sys.exit(f"serving: {error}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # where Uvicorn passes the signal on, when all is answered
-    limits = Limits(given.max_body, given.max_batch, given.max_pixels)
-    with ThreadPoolExecutor(given.workers) as executor:
+    limits = Limits(
+        max_body_bytes=arguments.max_body,
+        max_images=arguments.max_batch,
+        max_pixels=arguments.max_pixels,
+        max_connections=arguments.max_connections,
+        timeout_seconds=arguments.timeout,
+    )
+    # After its graceful shutdown, Uvicorn raises the signal again: exit with status 0 instead of being killed by it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with ThreadPoolExecutor(arguments.workers) as executor:
         uvicorn.run(
-            app.create(loaded, executor, limits, given.log_requests),
-            host=given.host,
-            port=given.port,
-            http=partial(
-                Connection, limit=given.max_connections, seconds=given.timeout, size=2 * (given.max_body + HEAD)
-            ),
+            create_app(loaded, executor, limits, arguments.log_requests),
+            host=arguments.host,
+            port=arguments.port,
+            http=partial(LimitedConnection, limits=limits),  # type: ignore[arg-type]  # only called, like a class
             loop="auto",
             lifespan="off",
             ws="none",
             access_log=False,
             server_header=False,
-            timeout_keep_alive=given.timeout,
-            timeout_graceful_shutdown=given.timeout,
+            timeout_keep_alive=limits.timeout_seconds,
+            timeout_graceful_shutdown=limits.timeout_seconds,
         )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serving",
+        description="Serve a model repository over the Open Inference Protocol (HTTP), with a demo page.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("repository", type=Path, nargs="?", default=models.REPOSITORY, help="directory with NAME/VERSION/model.onnx")
+    add("--lock", type=Path, metavar="FILE", help="a dvc.lock: serve only files whose MD5 digests it records")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all IPv4 interfaces")
+    add("--port", type=port_number, default=8000, help="port to listen on")
+    add_number = partial(add, type=positive_integer)
+    add_number("--threads", default=1, help="intra-op threads per session")
+    add_number("--workers", default=joblib.cpu_count(), help="batches that run in parallel")
+    add_number("--max-body", default=Limits.max_body_bytes, metavar="BYTES", help="maximum request body, bytes")
+    add_number("--max-batch", default=Limits.max_images, metavar="N", help="maximum images per inference request")
+    add_number("--max-pixels", default=Limits.max_pixels, metavar="N", help="maximum pixels per picture")
+    add_number("--max-connections", default=Limits.max_connections, metavar="N", help="maximum open connections")
+    add_number(
+        "--timeout",
+        default=Limits.timeout_seconds,
+        metavar="SECONDS",
+        help="maximum time to receive a request, to send a response, to keep an idle connection, and to shut down",
+    )
+    add("--log-requests", action="store_true", help="print one line of JSON per request")
+    return parser.parse_args()
+
+
+def positive_integer(text: str) -> int:
+    """Return the integer in a command-line argument. Raises ArgumentTypeError if it is below 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
+    return int(text)
+
+
+def port_number(text: str) -> int:
+    """Return the port in a command-line argument. Raises ArgumentTypeError if it is not one."""
+    if not text.isdecimal() or not 0 <= int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""The web application: what is answered under which path."""
+"""Web application: the endpoints of the Open Inference Protocol, of the demo page and of Prometheus's metrics."""
 
 import re
 from asyncio import Semaphore, get_running_loop
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from importlib.resources import files
 from time import perf_counter
 from typing import Any
@@ -21,15 +19,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from serving import digits, protocol
+from serving import __version__, digits, protocol
 from serving.batching import Batcher
 from serving.errors import RequestError
-from serving.metrics import DIGIT_SECONDS, Observed, Stages
+from serving.limits import MAX_CONCURRENT_BODIES, MAX_ERROR_CHARACTERS, Limits
+from serving.metrics import DIGIT_SECONDS, InferenceMetrics, MetricsMiddleware
 from serving.models import Model
 
-NAME = "mnist-pipeline"
-RELEASE = version(NAME)
-PAGE = {"/": "text/html", "/page.js": "text/javascript", "/page.css": "text/css", "/icon.svg": "image/svg+xml"}
+SERVER_NAME = "mnist-pipeline"
+PAGE_FILES = {"/": "text/html", "/page.js": "text/javascript", "/page.css": "text/css", "/icon.svg": "image/svg+xml"}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -39,171 +37,200 @@ PAGE_HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The most that a request may ask for."""
-
-    body: int = 8 * 1024 * 1024  # bytes
-    batch: int = 1024  # images, as in config.pbtxt
-    pixels: int = 16_000_000  # of a picture
-    bodies: int = 32  # of the largest size, that all requests together may hold
-
-
-def create(models: dict[str, Model], executor: Executor, limits: Limits, log: bool) -> ASGIApp:
-    """Return the application for these models; `executor` runs large batches, `log` prints a line for each request."""
-    app = Starlette(routes=ROUTES, exception_handlers=ERRORS)
+def create_app(models: dict[str, Model], executor: Executor, limits: Limits, log_requests: bool) -> ASGIApp:
+    """Return the ASGI application that serves these models; `executor` runs inference and picture processing."""
+    app = Starlette(routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False
     app.state.models = models
     app.state.batchers = {name: Batcher(model, executor) for name, model in models.items()}
-    app.state.stages = {name: Stages(name) for name in models}
+    app.state.metrics = {name: InferenceMetrics(name) for name in models}
     app.state.executor = executor
-    app.state.pictures = Semaphore(1)  # no batch waits for more than one
+    app.state.picture_slot = Semaphore(1)  # pictures are slow: inference requests wait for one at most
     app.state.limits = limits
-    app.state.held = 0  # bytes of bodies
-    return Observed(app, models, log)
+    app.state.body_bytes = 0  # bodies of all unfinished requests
+    return MetricsMiddleware(app, models, log_requests)
 
 
 async def infer(request: Request) -> Response:
-    model = find(request)
+    """Answer an inference request."""
+    model = requested_model(request)
     state = request.app.state
-    start = perf_counter()
-    async with body(request) as content:
-        received = perf_counter()
-        asked = protocol.read(content, json_length(request), model, state.limits.batch)
-        read = perf_counter()
-        alone = len(request.scope["state"]["tasks"]) == 1
-        outputs = await state.batchers[model.name].ask(asked.inputs, asked.batch, alone)
-    answered = perf_counter()
-    answer, length = protocol.write(model, asked, outputs)
-    state.stages[model.name].observe(asked.batch, start, received, read, answered, perf_counter())
+    times = [perf_counter()]  # at the start and after each stage
+    async with receive_body(request) as body:
+        times.append(perf_counter())
+        parsed = protocol.parse_request(body, json_length(request), model, state.limits.max_images)
+        times.append(perf_counter())
+        only_request = len(request.scope["state"]["tasks"]) == 1
+        outputs = await state.batchers[model.name].infer(parsed.inputs, parsed.batch_size, only_request)
+    times.append(perf_counter())
+    content, length = protocol.serialize_response(model, parsed, outputs)
+    times.append(perf_counter())
+    state.metrics[model.name].observe(parsed.batch_size, times)
     if length is None:
-        return Response(answer, media_type="application/json")
-    return Response(answer, headers={protocol.JSON_LENGTH: str(length)}, media_type="application/octet-stream")
+        return Response(content, media_type="application/json")
+    headers = {protocol.JSON_LENGTH_HEADER: str(length)}
+    return Response(content, headers=headers, media_type="application/octet-stream")
 
 
-async def read_digit(request: Request) -> Response:
-    """Answer with what each model sees in a picture, and with the image that they were shown."""
+async def classify_digit(request: Request) -> Response:
+    """Answer with each model's prediction for a picture and, with `?image=true`, the image that the models received."""
+    with_image = boolean_parameter(request, "image")
     state = request.app.state
-    async with body(request) as content, state.pictures:
+    async with receive_body(request) as body, state.picture_slot:
         if await request.is_disconnected():
             raise ClientDisconnect
-        read = partial(digits.read, content, state.models.values(), state.limits.pixels)
+        classify = partial(digits.classify_picture, body, state.models.values(), state.limits.max_pixels)
         with DIGIT_SECONDS.time():
-            image, answers = await get_running_loop().run_in_executor(state.executor, read)
-    return json({"image": image.tolist(), "models": answers})
+            image, predictions = await get_running_loop().run_in_executor(state.executor, classify)
+    return json_response(({"image": image.tolist()} if with_image else {}) | {"models": predictions})
 
 
-async def live(request: Request) -> Response:
-    return json({"live": True})
+async def server_live(request: Request) -> Response:
+    """Answer the liveness probe."""
+    return json_response({"live": True})
 
 
-async def ready(request: Request) -> Response:
-    return json({"ready": True})  # the models are loaded before the server listens
+async def server_ready(request: Request) -> Response:
+    """Answer the readiness probe; the models are loaded before the server listens."""
+    return json_response({"ready": True})
 
 
-async def server(request: Request) -> Response:
-    return json({"name": NAME, "version": RELEASE, "extensions": ["binary_tensor_data"]})
+async def server_metadata(request: Request) -> Response:
+    """Answer with the server's name, version and protocol extensions."""
+    return json_response({"name": SERVER_NAME, "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
 async def model_ready(request: Request) -> Response:
-    return json({"name": find(request).name, "ready": True})
+    """Answer a model's readiness probe."""
+    return json_response({"name": requested_model(request).name, "ready": True})
 
 
-async def model(request: Request) -> Response:
-    return json(protocol.metadata(find(request)))
+async def model_metadata(request: Request) -> Response:
+    """Answer with a model's inputs and outputs."""
+    return json_response(protocol.model_metadata(requested_model(request)))
 
 
 async def metrics(request: Request) -> Response:
+    """Answer with the metrics in Prometheus's text format."""
     return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def page(request: Request) -> Response:
+    """Answer with a file of the demo page."""
     path = request.scope["path"]
     content = (files("serving") / "page" / (path[1:] or "index.html")).read_bytes()
-    return Response(content, headers=PAGE_HEADERS, media_type=PAGE[path])
+    return Response(content, headers=PAGE_HEADERS, media_type=PAGE_FILES[path])
 
 
-def find(request: Request) -> Model:
-    """Return the model that the path names. Raises RequestError if there is none."""
-    models, parameters = request.app.state.models, request.path_params
-    model = models.get(parameters["model"])
-    if model is None:
-        raise RequestError(f"there is no model of this name; allowed: {', '.join(models)}", 404)
-    if parameters.get("version", model.version) != model.version:
-        raise RequestError(f"{model.name} has no such version; allowed: {model.version}", 404)
+def requested_model(request: Request) -> Model:
+    """Return the model that the path names. Raises RequestError if the model or its version does not exist."""
+    models: dict[str, Model] = request.app.state.models
+    name = request.path_params["model"]
+    if name not in models:
+        raise RequestError(f"model: expected one of {', '.join(models)}, got {name!r}", 404)
+    model = models[name]
+    version = request.path_params.get("version", model.version)
+    if version != model.version:
+        raise RequestError(f"version of {name}: expected {model.version}, got {version!r}", 404)
     return model
 
 
 @asynccontextmanager
-async def body(request: Request) -> AsyncIterator[bytes]:
-    """Give all that is sent. Raises RequestError if it is too much, or compressed, or there is too much from others."""
+async def receive_body(request: Request) -> AsyncIterator[bytes]:
+    """Yield the request's body, and count its bytes against the server's memory limit meanwhile.
+
+    Raises RequestError if it is compressed or exceeds a limit.
+    """
     state, headers = request.app.state, request.headers
-    limit = state.limits.body
-    if headers.get("content-encoding", "identity") != "identity":
-        raise RequestError("the body is compressed; allowed: plain", 415)
-    too_large = RequestError(f"the body is too large; allowed: {limit} bytes", 413)
-    if int(headers.get("content-length", 0)) > limit:
+    max_bytes = state.limits.max_body_bytes
+    encoding = headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise RequestError(f"Content-Encoding: expected identity, got {encoding!r}", 415)
+    too_large = RequestError(f"body: expected at most {max_bytes} bytes, got more", 413)
+    if int(headers.get("content-length", 0)) > max_bytes:
         raise too_large
     chunks, size = [], 0
     try:
         async for chunk in request.stream():
             chunks.append(chunk)
             size += len(chunk)
-            state.held += len(chunk)
-            if size > limit:
+            state.body_bytes += len(chunk)
+            if size > max_bytes:
                 raise too_large
-            if state.held > limit * state.limits.bodies:
-                raise RequestError("the server holds too many requests at once; try again", 503)
+            if state.body_bytes > max_bytes * MAX_CONCURRENT_BODIES:
+                total = max_bytes * MAX_CONCURRENT_BODIES
+                raise RequestError(f"bodies in memory: expected at most {total} bytes, got more; try again later", 503)
         yield b"".join(chunks)
     finally:
-        state.held -= size
+        state.body_bytes -= size
 
 
 def json_length(request: Request) -> int | None:
-    """Return how long the body's JSON is, if bytes may follow it. Raises RequestError if that is no number."""
-    length = request.headers.get(protocol.JSON_LENGTH)
+    """Return the length of the body's JSON if binary data may follow it. Raises RequestError if it is not a number."""
+    length = request.headers.get(protocol.JSON_LENGTH_HEADER)
     if length is None:
         return None
     if not (length.isascii() and length.isdecimal() and len(length) < 19):
-        raise RequestError(f"{protocol.JSON_LENGTH} is {length!r}; allowed: a number of bytes")
+        raise RequestError(f"{protocol.JSON_LENGTH_HEADER}: expected a number of bytes, got {length!r}")
     return int(length)
 
 
-def json(content: Any, status: int = 200) -> Response:
+def boolean_parameter(request: Request, name: str) -> bool:
+    """Return a query parameter, false by default. Raises RequestError if it is neither true nor false."""
+    value = request.query_params.get(name, "false")
+    if value not in ("true", "false"):
+        raise RequestError(f"{name}: expected true or false, got {value!r}")
+    return value == "true"
+
+
+def json_response(content: Any, status: int = 200) -> Response:
+    """Return a response with this JSON."""
     return Response(orjson.dumps(content), status, media_type="application/json")
 
 
-async def refuse(request: Request, error: RequestError) -> Response:
-    return json({"error": str(error)[:500]}, error.status)  # it may quote the request
+async def request_error(request: Request, error: Exception) -> Response:
+    """Answer an invalid request (RequestError)."""
+    assert isinstance(error, RequestError)
+    return json_response({"error": str(error)[:MAX_ERROR_CHARACTERS]}, error.status)
 
 
-async def refuse_path(request: Request, error: HTTPException) -> Response:
-    response = json({"error": f"{request.method} {request.scope['path'][:200]}: {error.detail}"}, error.status_code)
+async def http_exception(request: Request, error: Exception) -> Response:
+    """Answer a path or method that does not exist (Starlette's HTTPException)."""
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"][:200]
+    response = json_response({"error": f"{request.method} {path}: {error.detail}"}, error.status_code)
     response.headers.update(error.headers or {})
     return response
 
 
-async def fail(request: Request, error: Exception) -> Response:
-    return json({"error": "the server failed; its log says why"}, 500)
+async def internal_error(request: Request, error: Exception) -> Response:
+    """Answer after an unexpected exception, which Uvicorn logs."""
+    return json_response({"error": "internal server error; see the server's log"}, 500)
 
 
-async def forget(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=499)  # for no one but the log
+async def client_closed_request(request: Request, error: Exception) -> Response:
+    """Give the log a status for a client that closed its connection; 499 is nginx's code for it."""
+    return Response(status_code=499)
 
 
-ERRORS = {RequestError: refuse, HTTPException: refuse_path, ClientDisconnect: forget, Exception: fail}
+EXCEPTION_HANDLERS = {
+    RequestError: request_error,
+    HTTPException: http_exception,
+    ClientDisconnect: client_closed_request,
+    Exception: internal_error,
+}
 MODEL, VERSION = "/v2/models/{model}", "/versions/{version}"
-ROUTES = [  # in the order in which they are tried
+ROUTES = [  # in the order of matching: the most frequent first
     Route(MODEL + "/infer", infer, methods=["POST"]),
     Route(MODEL + VERSION + "/infer", infer, methods=["POST"]),
-    Route("/digits", read_digit, methods=["POST"]),
-    Route("/v2/health/live", live),
-    Route("/v2/health/ready", ready),
-    *(Route(path, server) for path in ("/v2", "/v2/")),
-    *(Route(path, model) for path in (MODEL, MODEL + VERSION)),
+    Route("/digits", classify_digit, methods=["POST"]),
+    Route("/v2/health/live", server_live),
+    Route("/v2/health/ready", server_ready),
+    *(Route(path, server_metadata) for path in ("/v2", "/v2/")),
+    *(Route(path, model_metadata) for path in (MODEL, MODEL + VERSION)),
     *(Route(path + "/ready", model_ready) for path in (MODEL, MODEL + VERSION)),
     Route("/metrics", metrics),
-    *(Route(path, page) for path in PAGE),
+    *(Route(path, page) for path in PAGE_FILES),
 ]
-for route in ROUTES:  # whose `$` would take a path that ends with a line break, too
+for route in ROUTES:  # `$` in Starlette's pattern also matches before a final line break, `\Z` does not
     route.path_regex = re.compile(route.path_regex.pattern.replace("$", r"\Z"))

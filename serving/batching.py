@@ -1,4 +1,4 @@
-"""Small requests that are there at the same time, answered together."""
+"""Dynamic batching: concatenate the small requests that are pending at the same time, without queue delay."""
 
 import asyncio
 import timeit
@@ -6,93 +6,106 @@ from bisect import bisect
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from serving.models import Arrays, Model
 
-TOGETHER = 32  # the most images that are gathered: larger batches are no faster
-AT_ONCE = 8  # up to so many images, the way to a thread and back takes longer than the answer of a quick model
-QUICK = 0.002  # seconds for them
+MAX_BATCH_SIZE = 32  # images concatenated from several requests; larger batches have no higher throughput
+INLINE_BATCH_SIZE = 8  # images; for fewer, switching to a thread and back takes longer than a fast model's inference
+INLINE_LATENCY_SECONDS = 0.002  # a model that is slower at INLINE_BATCH_SIZE would block the event loop
 
-Gathered = list[tuple[Arrays, int, asyncio.Future[Arrays]]]  # inputs, images, and what waits for the outputs
+
+class PendingRequest(NamedTuple):
+    """An inference request that waits for its outputs."""
+
+    inputs: Arrays
+    size: int  # images
+    outputs: asyncio.Future[Arrays]
 
 
 class Batcher:
-    """Asks a model on behalf of all requests that are there. None waits for others to come."""
+    """Runs one model for all requests. At most one concatenated batch is in a thread at a time."""
 
     def __init__(self, model: Model, executor: Executor):
+        """Prepare a queue; `executor` runs every batch that is too large to run on the event loop."""
         self.model = model
         self.executor = executor
-        self.gathered: Gathered = []
-        self.busy = False  # a thread is answering what was gathered
-        self.at_once = AT_ONCE if model.joins and quick(model) else 0
+        self.queue: list[PendingRequest] = []
+        self.busy = False  # a thread runs a batch from the queue
+        self.inline_size = INLINE_BATCH_SIZE if model.batchable and is_fast(model) else 0
 
-    async def ask(self, inputs: Arrays, size: int, alone: bool) -> Arrays:
-        """Return the model's outputs for a batch of this size. `alone`: there is no other request."""
-        if alone and size <= self.at_once:
+    async def infer(self, inputs: Arrays, size: int, only_request: bool) -> Arrays:
+        """Return the model's outputs for `size` images; `only_request` if the server has no other request."""
+        if only_request and size <= self.inline_size:
             return self.model.run(inputs)
         loop = asyncio.get_running_loop()
-        if size >= TOGETHER or not self.model.joins:
+        if size >= MAX_BATCH_SIZE or not self.model.batchable:
             return await loop.run_in_executor(self.executor, self.model.run, inputs)
-        if not self.gathered:
-            loop.call_soon(self.start)  # behind the requests that have arrived meanwhile
-        answer = loop.create_future()
-        self.gathered.append((inputs, size, answer))
-        return await answer
+        if not self.queue:
+            loop.call_soon(self.run_next_batch)  # after the requests that the event loop has already received
+        request = PendingRequest(inputs, size, loop.create_future())
+        self.queue.append(request)
+        return await request.outputs
 
-    def start(self) -> None:
-        """Have what is gathered answered, as much as one batch holds, unless that is being done."""
-        if self.busy or not self.gathered:
+    def run_next_batch(self) -> None:
+        """Start the next batch from the queue, of at most MAX_BATCH_SIZE images, unless one is running."""
+        if self.busy or not self.queue:
             return
         loop = asyncio.get_running_loop()
-        sizes = list(accumulate(size for _, size, _ in self.gathered))
-        count = bisect(sizes, TOGETHER)
-        batch, self.gathered = self.gathered[:count], self.gathered[count:]
-        if sizes[count - 1] <= self.at_once:
-            settle(batch, self.answer(batch))
-            loop.call_soon(self.start)
+        sizes = list(accumulate(request.size for request in self.queue))
+        count = bisect(sizes, MAX_BATCH_SIZE)
+        batch, self.queue = self.queue[:count], self.queue[count:]
+        if sizes[count - 1] <= self.inline_size:
+            resolve_futures(batch, self.run_batch(batch))
+            loop.call_soon(self.run_next_batch)
         else:
             self.busy = True
-            run = loop.run_in_executor(self.executor, self.answer, batch)
-            run.add_done_callback(lambda run: self.finish(batch, run.result()))
+            run = loop.run_in_executor(self.executor, self.run_batch, batch)
+            run.add_done_callback(lambda run: self.finish_batch(batch, run.result()))
 
-    def answer(self, batch: Gathered) -> list[Arrays | Exception]:
-        """Ask the model once for all of them."""
-        inputs, sizes, _ = zip(*batch)
+    def run_batch(self, batch: Sequence[PendingRequest]) -> list[Arrays | Exception]:
+        """Return the outputs, or the error, of each request.
+
+        If the concatenated batch fails, the requests are retried one by one, so that only the invalid ones fail.
+        """
         try:
-            return split(self.model.run(join(inputs)), sizes)
-        except Exception as error:  # whoever waits has to know, and only who is to blame
-            return [error] if len(batch) == 1 else [self.answer([one])[0] for one in batch]
+            outputs = self.model.run(concatenate([request.inputs for request in batch]))
+            return [*split_outputs(outputs, [request.size for request in batch])]
+        except Exception as error:
+            return [error] if len(batch) == 1 else [self.run_batch([request])[0] for request in batch]
 
-    def finish(self, batch: Gathered, outputs: list[Arrays | Exception]) -> None:
-        settle(batch, outputs)
+    def finish_batch(self, batch: Sequence[PendingRequest], results: Sequence[Arrays | Exception]) -> None:
+        """Resolve the futures of a batch that ran in a thread, and start the next one."""
+        resolve_futures(batch, results)
         self.busy = False
-        self.start()
+        self.run_next_batch()
 
 
-def quick(model: Model) -> bool:
-    """Say whether the model answers a few images sooner than another request would notice."""
-    inputs = {it.name: np.zeros((AT_ONCE, *it.shape[1:]), it.dtype) for it in model.inputs.values()}
-    return min(timeit.repeat(lambda: model.run(inputs), number=1, repeat=3)) < QUICK
+def is_fast(model: Model) -> bool:
+    """Say whether the model runs INLINE_BATCH_SIZE images within INLINE_LATENCY_SECONDS (min of 3 runs)."""
+    inputs = {spec.name: np.zeros((INLINE_BATCH_SIZE, *spec.shape[1:]), spec.dtype) for spec in model.inputs.values()}
+    return min(timeit.repeat(lambda: model.run(inputs), number=1, repeat=3)) < INLINE_LATENCY_SECONDS
 
 
-def join(batches: Sequence[Arrays]) -> Arrays:
+def concatenate(batches: Sequence[Arrays]) -> Arrays:
+    """Concatenate the inputs of several requests along the batch dimension."""
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def split(outputs: Arrays, sizes: Sequence[int]) -> list[Arrays]:
-    """Return the outputs for each of the batches that were joined."""
+def split_outputs(outputs: Arrays, sizes: Sequence[int]) -> list[Arrays]:
+    """Split the outputs of a concatenated batch into those of its requests."""
     ends = pairwise(accumulate(sizes, initial=0))
     return [{name: array[start:end] for name, array in outputs.items()} for start, end in ends]
 
 
-def settle(batch: Gathered, outputs: list[Arrays | Exception]) -> None:
-    """Give each of those who wait its outputs, but for those who are gone."""
-    for (_, _, answer), output in zip(batch, outputs):
-        if answer.done():
+def resolve_futures(batch: Sequence[PendingRequest], results: Sequence[Arrays | Exception]) -> None:
+    """Set each request's outputs or error, except where the client has closed the connection meanwhile."""
+    for request, result in zip(batch, results):
+        if request.outputs.done():  # cancelled
             continue
-        if isinstance(output, Exception):
-            answer.set_exception(output)
+        if isinstance(result, Exception):
+            request.outputs.set_exception(result)
         else:
-            answer.set_result(output)
+            request.outputs.set_result(result)

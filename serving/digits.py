@@ -1,24 +1,33 @@
-"""From a picture of a digit to the image that MNIST's models know.
+"""Find the digit in a picture and center and scale it like MNIST, for the models to classify.
 
-MNIST's digits were scaled into a box of 20 x 20 pixels, with their proportions kept and anti-aliased, and then moved so
-that their centre of mass is in the middle of 28 x 28 pixels (http://yann.lecun.org/exdb/mnist/). Before that can be
-done here, the digit has to be found.
+MNIST's digits were scaled into a box of 20 x 20 pixels, with their aspect ratio kept and anti-aliasing, and then moved
+so that their center of mass is at the center of 28 x 28 pixels (http://yann.lecun.org/exdb/mnist/).
+
+"Ink" is how much a pixel differs from the background, from 0 to 255, whichever of the two is darker.
 """
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFilter, ImageOps
 
 from serving.errors import RequestError
+from serving.limits import MAX_JPEG_SCANS
 from serving.models import Model
 
-Image.MAX_IMAGE_PIXELS = None  # whoever asks says what is allowed
+Gray = npt.NDArray[np.uint8]  # [height, width]
+Mask = npt.NDArray[np.bool_]  # [height, width]
+Labels = npt.NDArray[np.int64]  # [height, width]; 0: background
+Box = tuple[slice, slice]  # rows, columns
+
+Image.MAX_IMAGE_PIXELS = None  # replaced by the argument `max_pixels`
 FORMATS = ("PNG", "JPEG", "WEBP")
-UPRIGHT = {  # by the orientation that the metadata state
+TRANSPOSITIONS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -27,297 +36,317 @@ UPRIGHT = {  # by the orientation that the metadata state
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDE = 28  # pixels
-BOX = 20
-SMALLEST, LARGEST = 100, 2048  # pictures are brought between these, before anything is looked for
-GRID = 128  # squares across, in which parts of a picture are told apart
-FINE = 120  # squares across a digit, in which its strokes are measured
+IMAGE_SIDE = 28  # pixels
+DIGIT_BOX_SIDE = 20  # pixels of the image
+MIN_PICTURE_SIDE, MAX_PICTURE_SIDE = 100, 2048  # pixels; pictures are resized to these before segmentation
+SEGMENTATION_CELLS = 128  # along the longer side of what is drawn; components are labelled on these cells
+STROKE_CELLS = 120  # along the longer side of the digit; strokes are measured on these cells
 
-SCANS = 200  # of a JPEG, which has about ten; each takes the time of a whole picture
-CONTRAST = 24  # of 255, between ink and ground; less is an empty picture
-INK = 0.35  # of the darkest ink: the line between ink and ground
-SPECK = 0.05  # of the largest part's area: what is smaller is dirt
-OTHER = 0.15  # of the largest part's area: what is larger, and apart from it, is another digit
-NEAR = 0.1  # of the digit's size: parts within twice that distance belong together
-TALL = 0.7  # of the digit's height: two such parts, one beside the other, are two digits
-BLOT = 0.45  # of the size of what is drawn: wider strokes are none, as that of a disc, 0.5
-SHEET = 0.9  # of the smallest rectangle around it: what fills as much is a sheet on another ground, or in a frame,
-WRITTEN = 0.004  # if something is written on more than this share of it
-FRAME = 0.8  # of each side of what is drawn: a part that takes up as much is a frame
-PALE = 0.15  # of a stroke's ink: less is the halo that JPEG puts around it
-THIN, THICK = 1.6, 4.2  # pixels in the box: strokes are brought between these
+MIN_CONTRAST = 24  # of 255; the picture counts as empty below
+INK_THRESHOLD = 0.35  # fraction of the strongest ink
+MIN_COMPONENT_AREA = 0.05  # fraction of the largest component's; smaller ones are dirt
+MIN_OBJECT_AREA = 0.15  # fraction of the largest group's; a group of at least this area is an object of its own
+GROUPING_RADIUS = 0.1  # fraction of the largest component's side; components within twice this radius are grouped
+MIN_DIGIT_HEIGHT = 0.7  # fraction of the height of the whole; two components side by side as high are two digits
+MAX_STROKE_WIDTH = 0.45  # fraction of the digit's longer side; wider shapes have no strokes (a disc has 0.5)
+MIN_SHEET_EXTENT = 0.9  # area divided by the minimum-area rectangle's; a sheet of paper on another background
+MIN_SHEET_INK = 0.004  # fraction of the sheet's pixels that are ink, if something is written on it
+MIN_FRAME_COVERAGE = 0.8  # fraction of each of the four sides that a frame touches
+HALO_INK = 0.15  # fraction of a stroke's ink; JPEG compression leaves weaker ink around strokes
+MIN_STROKE_PIXELS, MAX_STROKE_PIXELS = 1.6, 4.2  # in the box; thinner strokes are dilated, thicker ones eroded
 
 
-def suits(model: Model) -> bool:
-    """Say whether the model sorts such images into classes that have names."""
+def is_digit_classifier(model: Model) -> bool:
+    """Say whether the model takes one image as MNIST has it, and returns the probability of each labelled class."""
     image, probabilities = model.inputs.get("image"), model.outputs.get("probabilities")
     return bool(
         image
         and len(model.inputs) == 1
-        and (image.datatype, image.shape) == ("UINT8", (-1, 1, SIDE, SIDE))
+        and (image.datatype, image.shape) == ("UINT8", (-1, 1, IMAGE_SIDE, IMAGE_SIDE))
         and probabilities
-        and probabilities.shape == (-1, len(model.classes))
+        and probabilities.shape == (-1, len(model.labels))
     )
 
 
-def read(content: bytes, models: Iterable[Model], max_pixels: int) -> tuple[np.ndarray, dict[str, dict]]:
-    """Return the digit of a picture as `normalize` does, and by the names of the models that suit it what each sees.
+def classify_picture(
+    content: bytes, models: Iterable[Model], max_pixels: int
+) -> tuple[Gray, dict[str, dict[str, Any]]]:
+    """Return the normalized digit of a picture, uint8 [28, 28], and each digit classifier's prediction by model name.
 
-    That is the likeliest class under `label`, and under `probabilities` that of each class. Raises RequestError.
+    A prediction has the most probable class as `label`, and the `probabilities` of all classes. Raises RequestError.
     """
-    image = normalize(content, max_pixels)
-    return image, {model.name: classify(model, image) for model in models if suits(model)}
+    image = normalize_picture(content, max_pixels)
+    return image, {model.name: classify_image(model, image) for model in models if is_digit_classifier(model)}
 
 
-def classify(model: Model, image: np.ndarray) -> dict[str, Any]:
-    """Return the likeliest class of an image, uint8 [28, 28], and the probabilities of all."""
+def classify_image(model: Model, image: Gray) -> dict[str, Any]:
+    """Return the most probable class of an image, uint8 [28, 28], and the probabilities of all classes."""
     (probabilities,) = model.run({"image": image[None, None]})["probabilities"]
-    by_class = dict(zip(model.classes, probabilities.tolist()))
-    return {"label": max(by_class, key=by_class.get), "probabilities": by_class}
+    by_label: dict[str, float] = dict(zip(model.labels, probabilities.tolist()))
+    return {"label": max(by_label, key=by_label.__getitem__), "probabilities": by_label}
 
 
-def normalize(content: bytes, max_pixels: int) -> np.ndarray:
-    """Return the digit in a PNG, JPEG or WebP file as MNIST has them, uint8 [28, 28], light on dark.
+def normalize_picture(content: bytes, max_pixels: int) -> Gray:
+    """Return the digit in a PNG, JPEG or WebP file as MNIST has it, uint8 [28, 28], light on dark.
 
-    Raises RequestError if there is not exactly one digit, or the file is no picture, or one of too many pixels.
+    Raises RequestError if the file is not such a picture, has too many pixels, or does not show exactly one object.
     """
-    picture = decode(content, max_pixels)
-    ink, noise, mask = separate(picture)
-    if rectangularity(mask) > SHEET:
-        with contextlib.suppress(RequestError):  # nothing is written there
-            written = separate(inside(picture, mask))
-            if written[-1].mean() > WRITTEN:
-                ink, noise, mask = written
-    rows, columns = find(mask)
-    ink, mask = ink[rows, columns] - 3 * noise, mask[rows, columns]
-    ink = ink / np.percentile(ink[mask], 80)  # most of a stroke is 1; its edges are paler
-    ink = ((ink - PALE) / (1 - PALE)).clip(0, 1)
-    return centre(fit(blocks((255 * ink).astype(np.uint8), FINE, np.max)))
+    picture = decode_picture(content, max_pixels)
+    ink, noise, mask = segment_ink(picture)
+    if extent(mask) > MIN_SHEET_EXTENT:
+        with contextlib.suppress(RequestError):  # the sheet is empty, so it is the object itself
+            sheet_ink, sheet_noise, sheet_mask = segment_ink(crop_sheet(picture, mask))
+            if sheet_mask.mean() > MIN_SHEET_INK:
+                ink, noise, mask = sheet_ink, sheet_noise, sheet_mask
+    box = locate_digit(mask)
+    digit = ink[box] - 3 * noise
+    digit = digit / np.percentile(digit[mask[box]], 80)  # 1 inside strokes, less at their edges
+    digit = ((digit - HALO_INK) / (1 - HALO_INK)).clip(0, 1)
+    return center_by_mass(scale_to_box(block_reduce((255 * digit).astype(np.uint8), STROKE_CELLS, np.max)))
 
 
-def decode(content: bytes, max_pixels: int) -> Image.Image:
-    """Return the picture, upright and without transparency, as RGB."""
-    unreadable = RequestError(f"this is no picture that can be read; allowed: {', '.join(FORMATS)}", 415)
+def decode_picture(content: bytes, max_pixels: int) -> Image.Image:
+    """Return the picture in a file as RGB, upright, resized and without transparency. Raises RequestError."""
+    undecodable = RequestError(f"picture: expected {', '.join(FORMATS)}, got a file that cannot be decoded", 415)
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Exception as error:  # its readers raise many kinds
-        raise unreadable from error
-    if picture.format == "JPEG" and content.count(b"\xff\xda") > SCANS:
-        raise RequestError(f"the picture has too many scans; allowed: {SCANS}", 413)
+        picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception as error:  # Pillow's decoders raise many types
+        raise undecodable from error
+    if picture.format == "JPEG" and (scans := content.count(b"\xff\xda")) > MAX_JPEG_SCANS:
+        raise RequestError(f"picture: expected at most {MAX_JPEG_SCANS} JPEG scans, got {scans}", 413)
     if picture.width * picture.height > max_pixels:
         size = f"{picture.width} x {picture.height}"
-        raise RequestError(f"the picture has {size} pixels; allowed: {max_pixels:,} in all", 413)
+        raise RequestError(f"picture: expected at most {max_pixels:,} pixels, got {size}", 413)
     try:
         picture.load()
     except Exception as error:
-        raise unreadable from error
-    with contextlib.suppress(Exception):  # metadata may be broken where the picture is not
-        picture = picture.transpose(UPRIGHT[picture.getexif()[ExifTags.Base.Orientation]])
-    if picture.mode.startswith("I"):  # 16 bits
+        raise undecodable from error
+    with contextlib.suppress(Exception):  # metadata may be corrupt in a picture that is not
+        picture = picture.transpose(TRANSPOSITIONS[picture.getexif()[ExifTags.Base.Orientation]])
+    if picture.mode.startswith("I"):  # 16 bits per pixel
         picture = Image.fromarray((np.asarray(picture, np.float32) / 257).clip(0, 255).astype(np.uint8))
-    picture = scale(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
-    return opaque(picture) if picture.mode == "RGBA" else picture
+    picture = resize_picture(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+    return remove_transparency(picture) if picture.mode == "RGBA" else picture
 
 
-def scale(picture: Image.Image) -> Image.Image:
-    """Bring a picture between SMALLEST and LARGEST."""
+def resize_picture(picture: Image.Image) -> Image.Image:
+    """Resize by an integer factor, so that the longer side is within MIN_PICTURE_SIDE and MAX_PICTURE_SIDE."""
     longest = max(picture.size)
-    if longest < SMALLEST:
-        times = -(-SMALLEST // longest)
-        return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
-    return picture.reduce(-(-longest // LARGEST))
+    if longest < MIN_PICTURE_SIDE:
+        factor = math.ceil(MIN_PICTURE_SIDE / longest)
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    return picture.reduce(math.ceil(longest / MAX_PICTURE_SIDE))
 
 
-def opaque(picture: Image.Image) -> Image.Image:
-    """Lay a picture on white if what is drawn on it is dark, else on black; return it as RGB."""
+def remove_transparency(picture: Image.Image) -> Image.Image:
+    """Composite an RGBA picture on white if its visible pixels are dark, else on black; return RGB."""
     alpha = np.asarray(picture.getchannel("A"), np.float32)
-    grey = np.asarray(picture.convert("L"), np.float32)
-    light = ((grey - 127.5) * alpha).sum() > 0
-    ground = Image.new("RGBA", picture.size, "black" if light else "white")
-    return Image.alpha_composite(ground, picture).convert("RGB")
+    gray = np.asarray(picture.convert("L"), np.float32)
+    is_light = ((gray - 127.5) * alpha).sum() > 0
+    background = Image.new("RGBA", picture.size, "black" if is_light else "white")
+    return Image.alpha_composite(background, picture).convert("RGB")
 
 
-def separate(picture: Image.Image) -> tuple[np.ndarray, float, np.ndarray]:
-    """Tell ink from ground. Raises RequestError if there is no ink.
+def segment_ink(picture: Image.Image) -> tuple[Gray, float, Mask]:
+    """Separate ink from the background; return the ink, the background's noise, and the mask of ink pixels.
 
-    Return how much each pixel differs from the ground, uint8 [height, width]; the ground's own noise; and where so much
-    is different that it is ink, bool [height, width].
+    The noise is a standard deviation in gray levels. Raises RequestError if the picture is empty.
     """
     pixels = np.asarray(picture)
-    across, down = (np.linspace(-1, 1, length, dtype=np.float32) for length in picture.size)
-    surface, noise = ground(pixels, across, down)
+    x, y = (np.linspace(-1, 1, length, dtype=np.float32) for length in picture.size)
+    coefficients, noise = fit_background(pixels, x, y)
     difference = np.zeros(pixels.shape[:2], np.float32)
     for channel in range(3):
-        constant, x1, x2, y1, y2 = surface[:, channel]
-        expected = (constant + x1 * across + x2 * across**2) + (y1 * down + y2 * down**2)[:, None]
-        np.maximum(difference, np.abs(pixels[..., channel] - expected), out=difference)
+        constant, x1, x2, y1, y2 = coefficients[:, channel]
+        background = (constant + x1 * x + x2 * x**2) + (y1 * y + y2 * y**2)[:, None]
+        np.maximum(difference, np.abs(pixels[..., channel] - background), out=difference)
     ink = difference.clip(0, 255).astype(np.uint8)
     strongest = float(np.asarray(Image.fromarray(ink).filter(ImageFilter.BoxBlur(1))).max())
-    if strongest < max(CONTRAST, 6 * noise):
-        raise RequestError("the picture is empty: nothing stands out from the ground", 422)
-    return ink, noise, ink > max(INK * strongest, 4 * noise)
+    if strongest < max(MIN_CONTRAST, 6 * noise):
+        raise RequestError("picture: expected a digit, got an empty picture", 422)
+    return ink, noise, ink > max(INK_THRESHOLD * strongest, 4 * noise)
 
 
-def ground(pixels: np.ndarray, across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, float]:
-    """Fit the colours at the picture's edge, so that light may fall from one side, and corners be dark.
+def fit_background(
+    pixels: npt.NDArray[np.uint8], x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Fit a quadratic surface to the colors at the picture's border, to model uneven light and vignetting.
 
-    Return the factors of 1, x, x², y, y² for each channel, float32 [5, 3], with x and y from `across` and `down`, and
-    the standard deviation from that surface.
+    Return the coefficients of 1, x, x², y, y² for each channel, float32 [5, 3], with the coordinates of columns and
+    rows in `x` and `y`, and the residuals' standard deviation.
     """
-    edge = np.zeros(pixels.shape[:2], bool)
-    edge[[0, -1]] = edge[:, [0, -1]] = True
-    y, x = np.nonzero(edge)
-    terms = np.stack([np.ones(len(x), np.float32), across[x], across[x] ** 2, down[y], down[y] ** 2], axis=1)
-    colours = pixels[y, x].astype(np.float32)
-    distance = np.abs(colours - np.median(colours, axis=0)).max(axis=1)
-    usual = distance <= max(2 * np.median(distance), 8)  # no ink
-    surface, *_ = np.linalg.lstsq(terms[usual], colours[usual], rcond=None)
-    return surface, float((colours[usual] - terms[usual] @ surface).std())
+    border = np.zeros(pixels.shape[:2], bool)
+    border[[0, -1]] = border[:, [0, -1]] = True
+    rows, columns = np.nonzero(border)
+    across, down = x[columns], y[rows]
+    terms = np.stack([np.ones_like(across), across, across**2, down, down**2], axis=1)
+    colors = pixels[border].astype(np.float32)
+    distance = np.abs(colors - np.median(colors, axis=0)).max(axis=1)
+    inliers = distance <= max(2 * np.median(distance), 8)  # without ink that touches the border
+    coefficients, *_ = np.linalg.lstsq(terms[inliers], colors[inliers], rcond=None)
+    return coefficients, float((colors[inliers] - terms[inliers] @ coefficients).std())
 
 
-def rectangularity(mask: np.ndarray) -> float:
-    """Return which share of the smallest rectangle around what is set, at any angle, it fills."""
-    y, x = np.nonzero(fill(blocks(mask[bounds(mask)], GRID, np.max)))
+def extent(mask: Mask) -> float:
+    """Return the filled mask's area divided by its minimum-area rectangle's, over rotations in steps of 3 degrees."""
+    y, x = np.nonzero(fill_rows_and_columns(block_reduce(mask[bounding_box(mask)], SEGMENTATION_CELLS, np.max)))
     angles = np.radians(np.arange(0, 90, 3))
     cos, sin = np.cos(angles), np.sin(angles)
-    corners = np.abs(cos) + np.abs(sin)  # how far a square of 1 x 1 reaches
-    sides = [np.ptp(np.outer(a, x) + np.outer(b, y), axis=1) + corners for a, b in ((cos, sin), (-sin, cos))]
-    return float(len(x) / (sides[0] * sides[1]).min())
+    cell = np.abs(cos) + np.abs(sin)  # side of a rotated cell's bounding box
+    width, height = (np.ptp(np.outer(a, x) + np.outer(b, y), axis=1) + cell for a, b in ((cos, sin), (-sin, cos)))
+    return float(len(x) / (width * height).min())
 
 
-def fill(mask: np.ndarray) -> np.ndarray:
-    """Set what has something that is set to the left and to the right, above and below."""
-    across, down = (
+def fill_rows_and_columns(mask: Mask) -> Mask:
+    """Set every pixel that lies between set pixels of its row and between set pixels of its column."""
+    by_row, by_column = (
         np.maximum.accumulate(mask, axis) & np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis)
         for axis in (1, 0)
     )
-    return across & down
+    return by_row & by_column
 
 
-def inside(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Return the sheet that is set, without its edge, on a ground of its own colour."""
+def crop_sheet(picture: Image.Image, mask: Mask) -> Image.Image:
+    """Return the sheet of paper in the mask without its edge; pixels outside get the sheet's median color."""
     edge = 2 + max(mask.shape) // 100
-    wide = np.pad(fill(mask), edge)
-    near, far, middle = slice(None, -2 * edge), slice(2 * edge, None), slice(edge, -edge)
-    whole = wide[near, middle] & wide[far, middle] & wide[middle, near] & wide[middle, far]
-    if not whole.any():
+    filled = np.pad(fill_rows_and_columns(mask), edge)
+    before, after, middle = slice(None, -2 * edge), slice(2 * edge, None), slice(edge, -edge)
+    eroded = filled[before, middle] & filled[after, middle] & filled[middle, before] & filled[middle, after]
+    if not eroded.any():
         return picture
     pixels = np.array(picture)
-    pixels[~whole] = np.median(pixels[whole][:: 1 + whole.sum() // 10_000], axis=0)
-    return Image.fromarray(pixels[bounds(whole)])
+    pixels[~eroded] = np.median(pixels[eroded][:: 1 + eroded.sum() // 10_000], axis=0)
+    return Image.fromarray(pixels[bounding_box(eroded)])
 
 
-def bounds(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and columns around all that is set."""
-    return tuple(slice(*np.flatnonzero(mask.any(axis=axis))[[0, -1]] + (0, 1)) for axis in (1, 0))
+def bounding_box(mask: npt.NDArray[Any]) -> Box:
+    """Return the rows and columns of the smallest box around all non-zero elements."""
+    (top, *_, bottom), (left, *_, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0))
+    return slice(int(top), int(bottom) + 1), slice(int(left), int(right) + 1)
 
 
-def find(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and columns around the one digit. Raises RequestError if there are several."""
-    rows, columns = bounds(mask)
-    amounts = blocks(mask[rows, columns], GRID, np.sum)
-    step = block(mask[rows, columns], GRID)
-    labels = unframe(keep(parts(amounts > 0), amounts, SPECK))
-    boxes = [bounds(labels == label) for label in np.unique(labels[labels > 0])]
-    size = max(max(y.stop - y.start, x.stop - x.start) for y, x in boxes)
-    groups = parts(grow(labels > 0, max(1, round(NEAR * size)))) * (labels > 0)
-    groups = keep(groups, amounts, OTHER)
-    y, x = bounds(groups > 0)
-    tall = [box_x for box_y, box_x in boxes if box_y.stop - box_y.start >= TALL * (y.stop - y.start)]
-    beside = any(one.stop <= other.start for one in tall for other in tall)
-    if beside or len(np.unique(groups[groups > 0])) > 1:
-        raise RequestError("the picture shows several things apart from each other; allowed: one digit", 422)
-    return (
-        slice(rows.start + y.start * step, min(rows.start + y.stop * step, rows.stop)),
-        slice(columns.start + x.start * step, min(columns.start + x.stop * step, columns.stop)),
-    )
+def locate_digit(mask: Mask) -> Box:
+    """Return the bounding box of the one digit. Raises RequestError if there are several objects."""
+    drawn = bounding_box(mask)
+    side = block_side(mask[drawn], SEGMENTATION_CELLS)
+    areas = block_reduce(mask[drawn], SEGMENTATION_CELLS, np.sum)
+    components = remove_frame(remove_small(label_components(areas > 0), areas, MIN_COMPONENT_AREA))
+    boxes = [bounding_box(components == label) for label in np.unique(components[components > 0])]
+    largest = max(max(span(rows), span(columns)) for rows, columns in boxes)
+    radius = max(1, round(GROUPING_RADIUS * largest))
+    groups = label_components(dilate(components > 0, radius)) * (components > 0)
+    groups = remove_small(groups, areas, MIN_OBJECT_AREA)
+    rows, columns = bounding_box(groups)
+    tall = [box[1] for box in boxes if span(box[0]) >= MIN_DIGIT_HEIGHT * span(rows)]
+    side_by_side = any(one.stop <= other.start for one in tall for other in tall)
+    if side_by_side or len(np.unique(groups[groups > 0])) > 1:
+        raise RequestError("picture: expected one digit, got several separate objects", 422)
+    return scale_slice(rows, side, drawn[0]), scale_slice(columns, side, drawn[1])
 
 
-def block(array: np.ndarray, size: int) -> int:
-    """Return the side of the squares that divide an array into at most `size` by `size`."""
-    return -(-max(array.shape) // size)
+def span(indices: slice) -> int:
+    """Return the number of indices in a slice from start to stop."""
+    return int(indices.stop - indices.start)
 
 
-def blocks(array: np.ndarray, size: int, function: Callable) -> np.ndarray:
-    """Divide an array into at most `size` by `size` squares, and return what the function makes of each."""
-    side = block(array, size)
-    array = np.pad(array, [(0, -length % side) for length in array.shape])
+def scale_slice(cells: slice, side: int, drawn: slice) -> slice:
+    """Return the pixels of a range of cells with this side, of which the first begins where `drawn` does."""
+    return slice(drawn.start + cells.start * side, min(drawn.start + cells.stop * side, drawn.stop))
+
+
+def block_side(array: npt.NDArray[Any], cells: int) -> int:
+    """Return the side in pixels of the square blocks that divide an array into at most `cells` x `cells`."""
+    side: int = math.ceil(max(array.shape) / cells)
+    return side
+
+
+def block_reduce(array: npt.NDArray[Any], cells: int, function: Callable[..., Any]) -> npt.NDArray[Any]:
+    """Divide an array into at most `cells` x `cells` square blocks, and reduce each with a function such as np.max."""
+    side = block_side(array, cells)
+    array = np.pad(array, [(0, -size % side) for size in array.shape])
     height, width = array.shape
-    return function(array.reshape(height // side, side, width // side, side), axis=(1, 3))
+    reduced: npt.NDArray[Any] = function(array.reshape(height // side, side, width // side, side), axis=(1, 3))
+    return reduced
 
 
-def parts(mask: np.ndarray) -> np.ndarray:
-    """Number what hangs together, diagonals included, int [height, width]; 0 is what is not set.
+def label_components(mask: Mask) -> Labels:
+    """Label 8-connected components with positive numbers, not consecutive; the background is 0.
 
-    Every cell starts with a number of its own and takes the largest around it, and what the cell of that number has.
+    Each cell starts with a label of its own. Until nothing changes, it takes the largest label around it, and then the
+    label of the cell that had that label at first (pointer jumping).
     """
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
-        around = np.pad(labels, 1)
-        around = np.maximum(np.maximum(around[:-2], around[1:-1]), around[2:])
-        around = np.maximum(np.maximum(around[:, :-2], around[:, 1:-1]), around[:, 2:]) * mask
-        around = np.append(0, around)[around]
-        if (around == labels).all():
+        largest = np.pad(labels, 1)
+        largest = np.maximum(np.maximum(largest[:-2], largest[1:-1]), largest[2:])
+        largest = np.maximum(np.maximum(largest[:, :-2], largest[:, 1:-1]), largest[:, 2:]) * mask
+        largest = np.append(0, largest)[largest]
+        if (largest == labels).all():
             return labels
-        labels = around
+        labels = largest
 
 
-def keep(labels: np.ndarray, amounts: np.ndarray, share: float) -> np.ndarray:
-    """Return only the parts with at least this share of the largest part's amount."""
-    totals = np.bincount(labels.ravel(), amounts.ravel())
+def remove_small(labels: Labels, areas: npt.NDArray[Any], min_fraction: float) -> Labels:
+    """Remove the components whose area, summed over `areas`, is below this fraction of the largest one's."""
+    totals = np.bincount(labels.ravel(), areas.ravel())
     totals[0] = 0
-    return np.where(totals[labels] >= share * totals.max(), labels, 0)
+    return np.where(totals[labels] >= min_fraction * totals.max(), labels, 0)
 
 
-def unframe(labels: np.ndarray) -> np.ndarray:
-    """Return the parts without one that runs along all four sides, if there are others."""
+def remove_frame(labels: Labels) -> Labels:
+    """Remove the component that runs along all four sides, unless there is no other."""
     sides = labels[0], labels[-1], labels[:, 0], labels[:, -1]
     frame = np.bincount(sides[0]).argmax()
     others = np.where(labels == frame, 0, labels)
-    framed = all((side == frame).mean() > FRAME for side in sides) and others.any()
-    return others if framed else labels
+    is_frame = all((side == frame).mean() > MIN_FRAME_COVERAGE for side in sides) and others.any()
+    return others if is_frame else labels
 
 
-def grow(mask: np.ndarray, radius: int) -> np.ndarray:
-    """Set what is within a square of this radius of what is set."""
+def dilate(mask: Mask, radius: int) -> Mask:
+    """Dilate a mask with a square of side 2 * radius + 1."""
     return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(2 * radius + 1))) > 0
 
 
-def fit(ink: np.ndarray) -> Image.Image:
-    """Scale ink into the box, with strokes neither too thin nor too thick. Raises RequestError if there are none."""
-    pixel = max(ink.shape) / BOX  # of the box, in those of the ink
-    stroke = width(ink > 255 * INK)
+def scale_to_box(ink: Gray) -> Image.Image:
+    """Scale a digit to the box, with its strokes dilated or eroded to the allowed width.
+
+    Raises RequestError if the digit has no strokes.
+    """
+    pixel = max(ink.shape) / DIGIT_BOX_SIDE  # side of the box's pixels, in those of `ink`
+    width = stroke_width(ink > 255 * INK_THRESHOLD)
     picture = Image.fromarray(ink)
-    radius = round((np.clip(stroke, THIN * pixel, THICK * pixel) - stroke) / 2)
+    radius = round((np.clip(width, MIN_STROKE_PIXELS * pixel, MAX_STROKE_PIXELS * pixel) - width) / 2)
     if radius:
         kernel = ImageFilter.MaxFilter if radius > 0 else ImageFilter.MinFilter
         picture = ImageOps.expand(picture, abs(radius)).filter(kernel(2 * abs(radius) + 1))
         picture = picture.crop(picture.getbbox())
-    if stroke > BLOT * max(ink.shape) or not picture.getbbox():
-        raise RequestError("the picture shows a blot, no strokes; allowed: one digit", 422)
-    times = BOX / max(picture.size)
-    return picture.resize([max(1, round(side * times)) for side in picture.size], Image.Resampling.BILINEAR)
+    if width > MAX_STROKE_WIDTH * max(ink.shape) or not picture.getbbox():
+        raise RequestError("picture: expected a digit, got a filled shape without strokes", 422)
+    factor = DIGIT_BOX_SIDE / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.resize(size, Image.Resampling.BILINEAR)
 
 
-def width(mask: np.ndarray) -> float:
-    """Return the width of strokes in pixels: their area by half the length of their outline.
+def stroke_width(mask: Mask) -> float:
+    """Return the mean width of strokes in pixels: area divided by half the perimeter.
 
-    A line in any direction crosses from ground to ink, by rows and by columns, 4 / pi times for each pixel of its
-    length, on average over the directions (Crofton's formula).
+    The perimeter follows from Crofton's formula: averaged over directions, a line has pi / 4 pixels of length for each
+    change between background and ink, counted along rows and columns.
     """
     mask = np.pad(mask, 1)
-    outline = np.pi / 4 * sum(np.count_nonzero(np.diff(mask, axis=axis)) for axis in (0, 1))
-    return 2 * mask.sum() / outline
+    perimeter = np.pi / 4 * sum(np.count_nonzero(np.diff(mask, axis=axis)) for axis in (0, 1))
+    return float(2 * mask.sum() / perimeter)
 
 
-def centre(digit: Image.Image) -> np.ndarray:
-    """Put the centre of mass in the middle, as near as whole pixels allow."""
+def center_by_mass(digit: Image.Image) -> Gray:
+    """Place a digit on a black image, uint8 [28, 28], with its center of mass at the center, to whole pixels."""
     ink = np.asarray(digit, np.float64)
-    image = np.zeros((SIDE, SIDE), np.uint8)
-    at = []
-    for axis, length in enumerate(ink.shape):
+    image = np.zeros((IMAGE_SIDE, IMAGE_SIDE), np.uint8)
+    position = []
+    for axis, size in enumerate(ink.shape):
         mass = ink.sum(axis=1 - axis)
-        middle = (mass @ np.arange(length)) / mass.sum()
-        at.append(slice(start := min(max(round(SIDE / 2 - middle), 0), SIDE - length), start + length))
-    image[tuple(at)] = ink
+        center = (mass @ np.arange(size)) / mass.sum()
+        start = min(max(round(IMAGE_SIDE / 2 - center), 0), IMAGE_SIDE - size)
+        position.append(slice(start, start + size))
+    image[tuple(position)] = ink
     return image

@@ -1,13 +1,14 @@
-"""What users do wrong, before and while the server runs."""
+"""Errors whose text is meant for the user, in one line."""
 
 
 class StartError(Exception):
-    """Nothing can be served; the text says why, in one line."""
+    """The server or the command-line classifier cannot start with its arguments, models or files."""
 
 
 class RequestError(Exception):
-    """A request that cannot be answered; the text says what is wrong and what is allowed."""
+    """A request is invalid or exceeds a limit; the text is sent to the client with this HTTP status."""
 
     def __init__(self, message: str, status: int = 400):
+        """Store the error's text and its HTTP status, 4xx or 5xx."""
         super().__init__(message)
         self.status = status

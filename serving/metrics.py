@@ -1,8 +1,8 @@
-"""What is seen from outside: Prometheus's metrics, and a line for each request."""
+"""Prometheus metrics and the request log."""
 
 import sys
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 
 import orjson
@@ -11,64 +11,67 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)  # seconds
 
-REQUESTS = Counter("serving_requests", "Requests, by what was answered", ["endpoint", "model", "status"])
-IMAGES = Counter("serving_images", "Images that were answered for", ["model"])
-STAGES = Histogram(
+REQUESTS = Counter("serving_requests", "Requests by endpoint, model and HTTP status", ["endpoint", "model", "status"])
+IMAGES = Counter("serving_images", "Images in successful inference requests", ["model"])
+STAGE_SECONDS = Histogram(
     "serving_stage_seconds",
-    "Time that requests spent in a stage; run includes the wait",
+    "Duration of each stage of an inference request; infer includes queueing and dynamic batching",
     ["model", "stage"],
     buckets=BUCKETS,
 )
-DIGIT_SECONDS = Histogram("serving_digit_seconds", "Time in which a picture of a digit was read", buckets=BUCKETS)
+DIGIT_SECONDS = Histogram(
+    "serving_digit_seconds", "Time to decode, normalize and classify a picture of a digit", buckets=BUCKETS
+)
 
 
-class Stages:
-    """The stages of one model's requests, timed."""
+class InferenceMetrics:
+    """Metrics of one model's inference requests: images and the duration of each stage."""
 
     def __init__(self, model: str):
+        """Create the model's label values, so that its metrics are exported before the first request."""
         self.images = IMAGES.labels(model)
-        self.receive, self.read, self.run, self.write = (
-            STAGES.labels(model, stage) for stage in ("receive", "read", "run", "write")
-        )
+        self.stages = [STAGE_SECONDS.labels(model, stage) for stage in ("receive", "parse", "infer", "serialize")]
 
-    def observe(self, images: int, *times: float) -> None:
-        """Count a request that began, and went on to each next stage, at these times of time.perf_counter."""
+    def observe(self, images: int, times: Sequence[float]) -> None:
+        """Record one request from `time.perf_counter()` at its start and at the end of each of the four stages."""
         self.images.inc(images)
-        for stage, start, end in zip((self.receive, self.read, self.run, self.write), times, times[1:]):
+        for stage, start, end in zip(self.stages, times, times[1:]):
             stage.observe(end - start)
 
 
-class Observed:
-    """An application whose requests are counted and, if wanted, logged as a line of JSON each."""
+class MetricsMiddleware:
+    """ASGI middleware that counts requests and optionally logs each as one line of JSON."""
 
-    def __init__(self, app: ASGIApp, models: Container[str], log: bool):
+    def __init__(self, app: ASGIApp, models: Container[str], log_requests: bool):
+        """Wrap an application. Only names in `models` become label values, because clients may send any name."""
         self.app = app
         self.models = models
-        self.log = log
+        self.log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application and record the status of its response."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         start = time.perf_counter()
-        status = 0  # for a client that leaves before there is an answer
+        status = 0  # stays 0 if the request ends before its response starts
 
-        async def watch(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, send_and_record)
         finally:
             endpoint = getattr(scope.get("endpoint"), "__name__", "none")
             model = scope.get("path_params", {}).get("model")
             REQUESTS.labels(endpoint, model if model in self.models else "", status).inc()
-            if self.log:
-                log(scope, status, time.perf_counter() - start)
+            if self.log_requests:
+                log_request(scope, status, time.perf_counter() - start)
 
 
-def log(scope: Scope, status: int, seconds: float) -> None:
-    """Print what was asked and answered."""
+def log_request(scope: Scope, status: int, seconds: float) -> None:
+    """Print time, client, method, path, status and duration of a request as one line of JSON."""
     client, _ = scope["client"] or ("", 0)
     line = {
         "time": datetime.now(UTC),

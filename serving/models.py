@@ -1,21 +1,22 @@
-"""The models of a repository, loaded from their ONNX files."""
+"""Models of a model repository in Triton's layout, each an ONNX Runtime session."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import yaml
+import numpy.typing as npt
 from onnxruntime import InferenceSession, NodeArg, SessionOptions
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
+from serving import lockfile
 from serving.errors import RequestError, StartError
 
-REPOSITORY = Path("artifacts/model_repository")  # where the pipeline writes
+REPOSITORY = Path("artifacts/model_repository")  # the pipeline's output
 
-# ONNX Runtime's types: what the protocol calls them, and numpy
-DATATYPES = {
+DATATYPES: dict[str, tuple[str, type[np.generic]]] = {  # ONNX Runtime's type: the protocol's datatype, NumPy's dtype
     "tensor(bool)": ("BOOL", np.bool_),
     "tensor(uint8)": ("UINT8", np.uint8),
     "tensor(uint16)": ("UINT16", np.uint16),
@@ -29,114 +30,133 @@ DATATYPES = {
     "tensor(double)": ("FP64", np.float64),
 }
 
-Arrays = dict[str, np.ndarray]
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]  # by tensor name
+ReadFile = Callable[[Path], bytes]
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """An input or output of a model."""
+class TensorSpec:
+    """Name, type and shape of a model's input or output."""
 
     name: str
-    datatype: str  # as the protocol calls it
-    dtype: np.dtype
-    shape: tuple[int, ...]  # -1: any length
+    datatype: str  # in the protocol's terms, such as UINT8
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]  # -1: variable length
 
 
 class Model:
-    """A model that answers."""
+    """An ONNX Runtime session with the names, types and shapes of its inputs and outputs, and its class labels.
 
-    def __init__(self, file: Path, threads: int, read: Callable[[Path], bytes]):
-        """Load NAME/VERSION/model.onnx, to run on so many threads; 0: one for each core. `read` returns its content.
+    `batchable` is true if only the batch dimension varies, so that requests can be concatenated to one batch.
+    """
 
-        `joins` says whether one batch may hold several requests: all that varies is one length, the batch's. Raises
-        StartError if it cannot be loaded.
+    def __init__(self, file: Path, threads: int, read_file: ReadFile):
+        """Load NAME/VERSION/model.onnx and NAME/labels.txt; `threads` 0 means one intra-op thread per core.
+
+        Raises StartError if a file is unreadable, not the locked one, or not a model that can be served.
         """
+        *_, self.name, self.version, _ = file.parts
+        self.labels = read_labels(file.parent.parent / "labels.txt", read_file)
         options = SessionOptions()
         options.intra_op_num_threads = threads
-        *_, self.name, self.version, _ = file.parts
+        content = read_file(file)
         try:
-            self.session = InferenceSession(read(file), options, providers=["CPUExecutionProvider"])
-            inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-            self.inputs = {value.name: tensor(value) for value in inputs}
-            self.outputs = {value.name: tensor(value) for value in outputs}
-            self.classes = class_names(file.parent.parent / "labels.txt", read)
-        except Exception as error:  # the runtime's errors have no class in common
-            raise StartError(f"{file} cannot be loaded: {' '.join(str(error).split())}") from error
-        lengths = [tensor.shape[1:] for tensor in (*self.inputs.values(), *self.outputs.values())]
-        batches = {value.shape[0] for value in (*inputs, *outputs)}
-        self.joins = len(batches) == 1 and None not in batches and not any(-1 in shape for shape in lengths)
+            self.session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
+            self.inputs = {node.name: tensor_spec(node) for node in self.session.get_inputs()}
+            self.outputs = {node.name: tensor_spec(node) for node in self.session.get_outputs()}
+        except Exception as error:  # ONNX Runtime's errors have no common base class
+            raise StartError(f"{file}: expected an ONNX model, got: {' '.join(str(error).split())}") from error
+        batch_dimensions = {node.shape[0] for node in nodes}  # names, or None where the file gives no name
+        other_dimensions = [spec.shape[1:] for spec in (*self.inputs.values(), *self.outputs.values())]
+        self.batchable = (
+            len(batch_dimensions) == 1
+            and None not in batch_dimensions
+            and not any(-1 in dimensions for dimensions in other_dimensions)
+        )
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Return the outputs by their names. The inputs have to be of the model's types and shapes.
+        """Return the outputs by name. Inputs must have the model's names, dtypes and shapes.
 
-        Raises RequestError if the model cannot take their values.
+        Raises RequestError if the model rejects the values, such as an index out of range.
         """
         try:
             return dict(zip(self.outputs, self.session.run(None, inputs)))
         except InvalidArgument as error:
-            raise RequestError(f"{self.name} cannot take these values: {error}") from error
+            raise RequestError(f"{self.name}: expected values that the model accepts, got: {error}") from error
 
 
-def class_names(file: Path, read: Callable[[Path], bytes]) -> list[str]:
-    """Return the names of a model's classes, one a line, if it has them."""
-    return read(file).decode().splitlines() if file.is_file() else []
+def read_labels(file: Path, read_file: ReadFile) -> list[str]:
+    """Return the class labels in a labels.txt, one per line; none if there is no such file."""
+    try:
+        return read_file(file).decode().splitlines() if file.is_file() else []
+    except UnicodeDecodeError as error:
+        raise StartError(f"{file}: expected UTF-8, got: {error}") from error
 
 
-def tensor(value: NodeArg) -> Tensor:
-    """Describe a model's input or output. Raises ValueError if it has no batches, or is of a type unknown here."""
-    shape = tuple(length if isinstance(length, int) else -1 for length in value.shape)
-    if shape[:1] != (-1,):
-        raise ValueError(f"{value.name} has the shape {value.shape}; allowed: a batch of any length first")
-    if value.type not in DATATYPES:
-        raise ValueError(f"{value.name} is a {value.type}; allowed: {', '.join(DATATYPES)}")
-    datatype, dtype = DATATYPES[value.type]
-    return Tensor(value.name, datatype, np.dtype(dtype), shape)
+def tensor_spec(node: NodeArg) -> TensorSpec:
+    """Return the specification of a model's input or output.
 
-
-def load(repository: Path, threads: int = 0, lock: Path | None = None) -> dict[str, Model]:
-    """Load the models of a repository in Triton's layout by their names, each in its latest version.
-
-    With `lock`, a dvc.lock, only files with the digests there are accepted. Raises StartError if there is no model, or
-    one that is broken or not the locked one.
+    Raises ValueError if its first dimension is not variable, or its type has no counterpart in the protocol.
     """
-    files = latest(repository)
+    shape = tuple(length if isinstance(length, int) else -1 for length in node.shape)
+    if shape[:1] != (-1,):
+        raise ValueError(f"{node.name}: expected a variable batch dimension first, got the shape {node.shape}")
+    if node.type not in DATATYPES:
+        raise ValueError(f"{node.name}: expected one of {', '.join(DATATYPES)}, got {node.type}")
+    datatype, dtype = DATATYPES[node.type]
+    return TensorSpec(node.name, datatype, np.dtype(dtype), shape)
+
+
+def load_models(repository: Path, threads: int = 0, lock: Path | None = None) -> dict[str, Model]:
+    """Load the latest version of every model in a repository; return the models by name.
+
+    With `lock`, a dvc.lock, files must have the MD5 digests recorded there.
+    Raises StartError if there is no model, or if one cannot be loaded or does not match the lock.
+    """
+    files = latest_versions(repository)
     if not files:
-        raise StartError(f"{repository} has no models, no NAME/VERSION/model.onnx; `make repro` makes them")
-    read = reader(repository, lock) if lock else Path.read_bytes
-    return {name: Model(file, threads, read) for name, file in files.items()}
+        raise StartError(f"{repository}: expected NAME/VERSION/model.onnx, got no model; `make repro` builds them")
+    read_file = verified_reader(repository, lock) if lock else read_bytes
+    return {name: Model(file, threads, read_file) for name, file in files.items()}
 
 
-def latest(repository: Path) -> dict[str, Path]:
-    """Return the ONNX file of each model's latest version, by the names of the models."""
+def latest_versions(repository: Path) -> dict[str, Path]:
+    """Return the ONNX file of the latest version of each model, by model name."""
     files = [file for file in repository.glob("*/*/model.onnx") if file.parent.name.isdecimal()]
     files.sort(key=lambda file: (file.parts[-3], int(file.parent.name)))
     return {file.parts[-3]: file for file in files}
 
 
-def reader(repository: Path, lock: Path) -> Callable[[Path], bytes]:
-    """Return a function that reads a file of the repository, and raises ValueError if it is not as locked.
+def read_bytes(file: Path) -> bytes:
+    """Return a file's content. Raises StartError if it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise StartError(f"{file}: expected a readable file, got: {error.strerror}") from error
 
-    Raises StartError if the lock cannot be read.
+
+def verified_reader(repository: Path, lock: Path) -> ReadFile:
+    """Return a function that reads a file of the repository and verifies its MD5 digest against a dvc.lock.
+
+    The function raises StartError if the digest differs or is not recorded, and so does this one if the lock cannot
+    be read.
     """
-    digests = locked(lock)
+    try:
+        outputs = lockfile.read_outputs(lock)
+    except ValueError as error:
+        raise StartError(str(error)) from error
 
-    def read(file: Path) -> bytes:
-        name, content = file.relative_to(repository).as_posix(), file.read_bytes()
-        expected = [md5 for path, md5 in digests.items() if path.endswith(f"/{name}")]
-        if not expected:
-            raise ValueError(f"{name} is not in {lock}")
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() not in expected:
-            raise ValueError(f"{name} is not the file that is locked; `dvc checkout` brings that back")
+    def read_verified(file: Path) -> bytes:
+        name, content = file.relative_to(repository).as_posix(), read_bytes(file)
+        recorded = [md5 for (_, path), md5 in outputs.items() if path.endswith(f"/{name}") and md5]
+        if not recorded:
+            raise StartError(f"{lock}: expected an output that ends with {name}, got none")
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if md5 not in recorded:
+            expected = " or ".join(recorded)
+            raise StartError(f"{file}: expected MD5 {expected}, got {md5}; `dvc checkout` restores the locked file")
         return content
 
-    return read
-
-
-def locked(lock: Path) -> dict[str, str]:
-    """Return the MD5 digests of the files in a dvc.lock, by their paths. Raises StartError if it cannot be read."""
-    try:
-        stages = yaml.safe_load(lock.read_bytes())["stages"].values()
-        outputs = [out for stage in stages for out in stage.get("outs", ())]
-        return {out["path"]: out.get("md5") for out in outputs}  # which folders may lack
-    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
-        raise StartError(f"{lock} cannot be read as a dvc.lock: {' '.join(str(error).split())}") from error
+    return read_verified

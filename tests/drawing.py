@@ -1,15 +1,17 @@
-"""The ten digits as strokes of a pen."""
+"""The ten digits as pen strokes."""
 
 import numpy as np
 
+Points = list[tuple[float, float]]
 
-def arc(x: float, y: float, width: float, height: float, start: float, end: float) -> list[tuple[float, float]]:
-    """Points on an ellipse around x, y, between two angles in degrees, clockwise from the right."""
+
+def arc(x: float, y: float, width: float, height: float, start: float, end: float) -> Points:
+    """Return points on an ellipse around (x, y), between two angles in degrees, clockwise from the right."""
     angles = np.radians(np.linspace(start, end, 30))
     return list(zip(x + width * np.cos(angles), y + height * np.sin(angles)))
 
 
-STROKES = {  # in a box from 0 to 1, from the top left
+STROKES: dict[int, list[Points]] = {  # in the unit square, with the origin at the top left
     0: [arc(0.5, 0.5, 0.32, 0.5, -90, 270)],
     1: [[(0.35, 0.2), (0.55, 0), (0.55, 1)]],
     2: [[*arc(0.5, 0.28, 0.32, 0.28, 190, 400), (0.18, 1), (0.85, 1)]],
@@ -23,6 +25,6 @@ STROKES = {  # in a box from 0 to 1, from the top left
 }
 
 
-def strokes(digit: int, size: float, left: float, top: float) -> list[list[tuple[float, float]]]:
-    """The strokes of a digit of this height, two thirds as wide, in a place."""
-    return [[(left + x * size * 2 / 3, top + y * size) for x, y in stroke] for stroke in STROKES[digit]]
+def digit_strokes(digit: int, height: float, left: float, top: float) -> list[Points]:
+    """Return the strokes of a digit of this height, two thirds as wide, with its top left corner at (left, top)."""
+    return [[(left + x * height * 2 / 3, top + y * height) for x, y in stroke] for stroke in STROKES[digit]]

@@ -1,44 +1,48 @@
-// Draws strokes, sends the picture to the server while they are drawn, and shows what each model sees.
+// Draw strokes on a canvas, send the picture to the server at every change, and show the models' predictions.
 
 const drawing = document.getElementById("drawing");
-const seen = document.getElementById("seen").getContext("2d");
-const answer = document.getElementById("answer");
-const spoken = document.getElementById("spoken");
+const modelInput = document.getElementById("model-input").getContext("2d");
+const message = document.getElementById("message");
+const announcement = document.getElementById("announcement");
 const table = document.querySelector("table");
 const brush = document.getElementById("brush");
 const file = document.getElementById("file");
-const undo = document.getElementById("undo");
-const clear = document.getElementById("clear");
-const context = drawing.getContext("2d", { willReadFrequently: true }); // with each answer
-const LARGEST = 1280; // pixels of a side: of larger pictures, a smaller one is sent
-const dark = matchMedia("(prefers-color-scheme: dark)");
+const undoButton = document.getElementById("undo");
+const clearButton = document.getElementById("clear");
+const context = drawing.getContext("2d", { willReadFrequently: true }); // for every request
+const MAX_PICTURE_SIDE = 1280; // pixels; larger pictures are scaled down before they are sent
+const ANNOUNCEMENT_DELAY = 700; // milliseconds; screen readers announce only texts that stay
+const KEYBOARD_STEP = 10; // canvas pixels
+const LARGE_KEYBOARD_STEP = 40;
+const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 
-let strokes = []; // {width, points: [[x, y], …]}, in the canvas's pixels
-let picture = null; // an opened one, under the strokes
-let pen = null; // the stroke that is being drawn
-let keyboard = false; // whether the last stroke or step came from there
-let cursor = [drawing.width / 2, drawing.height / 2]; // of the keyboard
+let strokes = []; // {width, points: [[x, y], …]} in canvas pixels
+let picture = null; // ImageBitmap of an opened picture, drawn below the strokes
+let currentStroke = null;
+let usingKeyboard = false; // whether the last input came from the keyboard: then its cursor is shown
+let cursor = [drawing.width / 2, drawing.height / 2]; // the pen's position when it is moved with the keyboard
 
-function render(withCursor = document.activeElement === drawing && keyboard) {
-  context.fillStyle = dark.matches ? "#000" : "#fff";
+function render(withCursor = document.activeElement === drawing && usingKeyboard) {
+  context.fillStyle = darkScheme.matches ? "#000" : "#fff";
   context.fillRect(0, 0, drawing.width, drawing.height);
   if (picture) {
     const scale = Math.min(drawing.width / picture.width, drawing.height / picture.height);
     const [width, height] = [picture.width * scale, picture.height * scale];
     context.drawImage(picture, (drawing.width - width) / 2, (drawing.height - height) / 2, width, height);
   }
-  context.strokeStyle = picture ? "#d33" : dark.matches ? "#fff" : "#000"; // pictures are light or dark
+  // Red is visible on light and on dark pictures.
+  context.strokeStyle = picture ? "#d33" : darkScheme.matches ? "#fff" : "#000";
   context.lineCap = context.lineJoin = "round";
   for (const { width, points } of strokes) {
     context.lineWidth = width;
     context.beginPath();
     const [x, y] = points[0];
     context.moveTo(x, y);
-    context.lineTo(x + 0.01, y); // else a dot would not show
+    context.lineTo(x + 0.01, y); // a line of length 0 would not be drawn, so neither would a dot
     for (const point of points) context.lineTo(...point);
     context.stroke();
   }
-  undo.disabled = clear.disabled = !strokes.length && !picture;
+  undoButton.disabled = clearButton.disabled = !strokes.length && !picture;
   if (withCursor) {
     context.strokeStyle = "#d33";
     context.lineWidth = 3;
@@ -46,113 +50,118 @@ function render(withCursor = document.activeElement === drawing && keyboard) {
   }
 }
 
-// One request at a time: what changes meanwhile is sent when its answer is here.
-let waiting = null;
-let asking = false;
+// There is one request at a time; of the changes during a request, only the latest is sent after it.
+const CANVAS = "canvas"; // the source of a request: the canvas, or else the content of a picture file
+let pendingSource = null;
+let requestInProgress = false;
 
-function ask(picture) {
-  waiting = picture;
-  if (!asking) askNext();
+function requestPrediction(source) {
+  pendingSource = source;
+  if (!requestInProgress) sendPending();
 }
 
-async function askNext() {
-  asking = true;
-  while (waiting) {
-    const next = waiting;
-    waiting = null;
-    if (next === "drawing" && !strokes.length && !picture) {
-      show("Nothing is drawn yet.");
+async function sendPending() {
+  requestInProgress = true;
+  while (pendingSource) {
+    const source = pendingSource;
+    pendingSource = null;
+    if (source === CANVAS && !strokes.length && !picture) {
+      showMessage("The canvas is empty.");
       continue;
     }
-    const body = next === "drawing" ? drawn() : next;
+    const body = source === CANVAS ? canvasPng() : source;
     try {
-      const response = await fetch("digits", { method: "POST", body });
+      const response = await fetch("digits?image=true", { method: "POST", body });
       const content = await response.json();
-      if (response.ok) showModels(content);
-      else if (!pen) show(content.error); // what is still being drawn may well be no digit yet
+      if (response.ok) showPredictions(content);
+      else if (!currentStroke) showMessage(content.error); // an unfinished digit is often invalid
     } catch {
-      show("The server does not answer.");
+      showMessage("The server does not respond.");
     }
   }
-  asking = false;
+  requestInProgress = false;
 }
 
-function drawn() {
+function canvasPng() {
   render(false);
-  const content = png(drawing);
+  const content = encodePng(drawing);
   render();
   return content;
 }
 
-// toBlob would wait until the browser is idle, which it may not be for seconds.
-function png(canvas) {
+// Unlike toDataURL, toBlob waits until the browser is idle, which can take seconds.
+function encodePng(canvas) {
   const [, base64] = canvas.toDataURL("image/png").split(",");
   return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 }
 
-// Read aloud is only what stays for a moment.
-let announcement;
+let announcementTimer;
 
-function say(text) {
-  answer.textContent = text;
-  clearTimeout(announcement);
-  announcement = setTimeout(() => (spoken.textContent = text), 700);
+function setMessage(text) {
+  message.textContent = text;
+  clearTimeout(announcementTimer);
+  announcementTimer = setTimeout(() => (announcement.textContent = text), ANNOUNCEMENT_DELAY);
 }
 
-function show(text) {
-  say(text);
-  seen.clearRect(0, 0, 28, 28);
+function showMessage(text) {
+  setMessage(text);
+  modelInput.clearRect(0, 0, 28, 28);
   table.hidden = true;
 }
 
-function showModels({ image, models }) {
+function showPredictions({ image, models }) {
   const pixels = image.flat().flatMap((value) => [value, value, value, 255]);
-  seen.putImageData(new ImageData(new Uint8ClampedArray(pixels), 28), 0, 0);
+  modelInput.putImageData(new ImageData(new Uint8ClampedArray(pixels), 28), 0, 0);
   const names = Object.keys(models);
-  const likeliest = ({ label, probabilities }) => `${label} (${percent(probabilities[label])})`;
-  say(names.map((name) => `${name}: ${likeliest(models[name])}`).join(", "));
-  const classes = [...new Set(names.flatMap((name) => Object.keys(models[name].probabilities)))];
-  table.tHead.replaceChildren(row([cell("td", ""), ...names.map((name) => cell("th", name, { scope: "col" }))]));
+  const format = ({ label, probabilities }) => `${label} (${formatPercent(probabilities[label])})`;
+  setMessage(names.map((name) => `${name}: ${format(models[name])}`).join(", "));
+  const labels = [...new Set(names.flatMap((name) => Object.keys(models[name].probabilities)))];
+  table.tHead.replaceChildren(
+    createRow([createCell("td", ""), ...names.map((name) => createCell("th", name, { scope: "col" }))]),
+  );
   table.tBodies[0].replaceChildren(
-    ...classes.map((label) =>
-      row([cell("th", label, { scope: "row" }), ...names.map((name) => probability(models[name], label))]),
+    ...labels.map((label) =>
+      createRow([
+        createCell("th", label, { scope: "row" }),
+        ...names.map((name) => createProbabilityCell(models[name], label)),
+      ]),
     ),
   );
   table.hidden = false;
 }
 
-function probability(model, label) {
-  const share = model.probabilities[label] ?? 0;
+function createProbabilityCell(prediction, label) {
+  const percent = formatPercent(prediction.probabilities[label] ?? 0); // models may have different classes
   const bar = document.createElement("i");
-  bar.style.width = percent(share);
+  bar.style.width = percent;
   const number = document.createElement("span");
-  number.textContent = percent(share);
-  const element = document.createElement("td");
-  element.className = label === model.label ? "likeliest" : "";
-  element.append(bar, number);
-  return element;
+  number.textContent = percent;
+  const cell = document.createElement("td");
+  cell.className = label === prediction.label ? "most-probable" : "";
+  cell.append(bar, number);
+  return cell;
 }
 
-function row(cells) {
-  const element = document.createElement("tr");
-  element.append(...cells);
-  return element;
+function createRow(cells) {
+  const row = document.createElement("tr");
+  row.append(...cells);
+  return row;
 }
 
-function cell(tag, text, attributes) {
+function createCell(tag, text, attributes) {
   return Object.assign(document.createElement(tag), { textContent: text }, attributes);
 }
 
-function percent(share) {
-  return `${(100 * share).toFixed(1)}%`;
+function formatPercent(probability) {
+  return `${(100 * probability).toFixed(1)}%`;
 }
 
-function changed() {
+function renderAndPredict() {
   render();
-  ask("drawing");
+  requestPrediction(CANVAS);
 }
 
-function place(event) {
+function canvasPoint(event) {
   const box = drawing.getBoundingClientRect();
   const scale = drawing.width / box.width;
   return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
@@ -161,98 +170,100 @@ function place(event) {
 drawing.addEventListener("pointerdown", (event) => {
   if (!event.isPrimary || event.button !== 0) return;
   drawing.setPointerCapture(event.pointerId);
-  keyboard = false;
-  pen = { width: Number(brush.value), points: [place(event)] };
-  strokes.push(pen);
-  changed();
+  usingKeyboard = false;
+  currentStroke = { width: Number(brush.value), points: [canvasPoint(event)] };
+  strokes.push(currentStroke);
+  renderAndPredict();
 });
 
 drawing.addEventListener("pointermove", (event) => {
-  if (!pen || !drawing.hasPointerCapture(event.pointerId)) return;
+  if (!currentStroke || !drawing.hasPointerCapture(event.pointerId)) return;
   const events = event.getCoalescedEvents?.() ?? [];
-  pen.points.push(...(events.length ? events : [event]).map(place));
-  changed();
+  currentStroke.points.push(...(events.length ? events : [event]).map(canvasPoint));
+  renderAndPredict();
 });
 
-for (const end of ["pointerup", "pointercancel", "blur"]) drawing.addEventListener(end, lift);
+for (const type of ["pointerup", "pointercancel", "blur"]) drawing.addEventListener(type, liftPen);
 
-function lift() {
-  if (pen) ask("drawing"); // once more: what was wrong with it until now was not shown
-  pen = null;
+function liftPen() {
+  if (currentStroke) requestPrediction(CANVAS); // again, because errors are shown only when the stroke is finished
+  currentStroke = null;
   render();
 }
 
-function takeBack() {
-  if (pen) spoken.textContent = "Pen up";
+function undo() {
+  if (currentStroke) announcement.textContent = "Pen up";
   if (strokes.length) strokes.pop();
   else picture = null;
-  pen = null;
-  changed();
+  currentStroke = null;
+  renderAndPredict();
 }
 
-function clearAll() {
+function clear() {
   strokes = [];
-  picture = pen = null;
-  changed();
+  picture = currentStroke = null;
+  renderAndPredict();
 }
 
-for (const [button, act] of [[undo, takeBack], [clear, clearAll]]) {
+for (const [button, action] of [[undoButton, undo], [clearButton, clear]]) {
   button.addEventListener("click", () => {
-    act();
-    if (button.disabled) drawing.focus(); // else the focus would be lost
+    action();
+    if (button.disabled) drawing.focus(); // a disabled button loses the keyboard focus
   });
 }
-dark.addEventListener("change", changed);
+darkScheme.addEventListener("change", renderAndPredict);
 
-const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const ARROW_KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-function lowerOrLift() {
-  if (pen) lift();
-  else strokes.push((pen = { width: Number(brush.value), points: [cursor] }));
-  spoken.textContent = pen ? "Pen down" : "Pen up";
+function lowerOrLiftPen() {
+  if (currentStroke) liftPen();
+  else strokes.push((currentStroke = { width: Number(brush.value), points: [cursor] }));
+  announcement.textContent = currentStroke ? "Pen down" : "Pen up";
 }
 
 drawing.addEventListener("keydown", (event) => {
   if (event.altKey || event.ctrlKey || event.metaKey) return;
-  if (event.key in ARROWS) {
-    const step = event.shiftKey ? 40 : 10;
-    cursor = cursor.map((value, axis) => Math.min(Math.max(value + ARROWS[event.key][axis] * step, 0), drawing.width));
-    if (pen) pen.points.push(cursor);
+  if (event.key in ARROW_KEYS) {
+    const step = event.shiftKey ? LARGE_KEYBOARD_STEP : KEYBOARD_STEP;
+    const direction = ARROW_KEYS[event.key];
+    cursor = cursor.map((value, axis) => Math.min(Math.max(value + direction[axis] * step, 0), drawing.width));
+    if (currentStroke) currentStroke.points.push(cursor);
   } else if (event.key === " ") {
-    if (!event.repeat) lowerOrLift();
+    if (!event.repeat) lowerOrLiftPen();
   } else if (event.key === "Delete" || event.key === "Backspace") {
-    clearAll();
+    clear();
   } else {
     return;
   }
   event.preventDefault();
-  keyboard = true;
-  if (pen) changed();
+  usingKeyboard = true;
+  if (currentStroke) renderAndPredict();
   else render();
 });
 
 document.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key === "z") {
     event.preventDefault();
-    takeBack();
+    undo();
   }
 });
 
-async function open(blob) {
+async function openPicture(blob) {
   if (!blob) return;
   strokes = [];
-  picture = pen = null;
+  picture = currentStroke = null;
   try {
     picture = await createImageBitmap(blob);
   } catch {
-    // the server says what is wrong with it
+    // The file is sent as it is, and the server's error is shown.
   }
   render();
-  ask(picture && Math.max(picture.width, picture.height) > LARGEST ? png(small(picture)) : blob);
+  const isLarge = picture && Math.max(picture.width, picture.height) > MAX_PICTURE_SIDE;
+  requestPrediction(isLarge ? encodePng(scaleDown(picture)) : blob);
 }
 
-function small(picture) {
-  const scale = LARGEST / Math.max(picture.width, picture.height);
+function scaleDown(picture) {
+  const scale = MAX_PICTURE_SIDE / Math.max(picture.width, picture.height);
   const [width, height] = [picture.width, picture.height].map((side) => Math.max(1, Math.round(side * scale)));
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const context = canvas.getContext("2d");
@@ -262,24 +273,24 @@ function small(picture) {
 }
 
 file.addEventListener("change", () => {
-  open(file.files[0]);
-  file.value = "";
+  openPicture(file.files[0]);
+  file.value = ""; // so that the same file can be opened again
 });
 
-document.addEventListener("paste", (event) => open(event.clipboardData.files[0]));
+document.addEventListener("paste", (event) => openPicture(event.clipboardData.files[0]));
 
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("dropping");
 });
 
-for (const end of ["dragleave", "drop"]) {
-  document.addEventListener(end, () => document.body.classList.remove("dropping"));
+for (const type of ["dragleave", "drop"]) {
+  document.addEventListener(type, () => document.body.classList.remove("dropping"));
 }
 
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  open(event.dataTransfer.files[0]);
+  openPicture(event.dataTransfer.files[0]);
 });
 
 render();
