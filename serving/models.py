@@ -109,7 +109,7 @@ def tensor_spec(node: NodeArg) -> TensorSpec:
     return TensorSpec(node.name, datatype, np.dtype(dtype), shape)
 
 
-def load_models(repository: Path, threads: int = 0, lock: Path | None = None) -> dict[str, Model]:
+def load_models(repository: Path, threads: int = 1, lock: Path | None = None) -> dict[str, Model]:
     """Load the latest version of every model in a repository; return the models by name.
 
     With `lock`, a dvc.lock, files must have the MD5 digests recorded there.
