@@ -23,6 +23,8 @@ fuzz = settings(
     suppress_health_check=list(HealthCheck),
     database=None,
 )
+if EXAMPLES > DEFAULT_EXAMPLES:
+    pytestmark = pytest.mark.timeout(0)  # the project's limit per test is for the default number of examples
 schema = schemathesis.openapi.from_path(PROJECT / "tests" / "openapi.yaml")
 PICTURES = {kind: SEVENS[kind]() for kind in ("dark on light", "JPEG", "WebP")}
 
