@@ -31,10 +31,10 @@ bench-training: repro ## compare the recipes with the course notebook's training
 	$(BIN)/python -m benchmarks.training $(OPTIONS)
 
 bench-serving: repro .venv/for-serve ## compare the server with KServe, LitServe and MLServer
-	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving $(OPTIONS)
 
 bench-inference: repro ## compare int8 with float32 in ONNX Runtime
-	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.inference $(OPTIONS)
 
 ablation: repro ## measure what each part of the recipes contributes
 	$(BIN)/python -m benchmarks.ablation $(OPTIONS)
@@ -48,6 +48,7 @@ integrity: .venv/for-pipeline ## find outputs and cached files that differ from 
 restore: .venv/for-pipeline ## discard all uncommitted changes and rebuild the last commit's models
 	git restore --source=HEAD --staged --worktree .
 	$(BIN)/python -m checks.prune
+	$(BIN)/dvc checkout --quiet --force --allow-missing
 	@$(MAKE) --no-print-directory repro
 
 requirements: $(BIN)/uv ## lock pyproject.toml's dependencies in requirements/ (newer versions: OPTIONS=--upgrade)

@@ -1,1 +1,1 @@
-"""Checks of what is on this machine against what the commit promises."""
+"""Checks of the workspace against the commit, and what `make repro` prints and removes."""

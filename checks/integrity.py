@@ -1,6 +1,6 @@
-"""Read every output and every file in DVC's cache anew, and name those that are not what their digest says.
+"""Hash every output and every cached file again, and print those that do not match their digest.
 
-DVC itself takes a file for unchanged while its size and time are, and never looks into its cache.
+DVC itself trusts a file whose size and modification time are unchanged, and never hashes its cache again.
 """
 
 import sys
@@ -11,7 +11,7 @@ from dvc.repo import Repo
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.hash import file_md5
-from dvc_objects.fs import MemoryFileSystem
+from dvc_objects.fs.memory import MemoryFileSystem
 
 from checks import lock
 from stages import command
@@ -19,26 +19,28 @@ from stages import command
 
 def main() -> None:
     """Print a line for each damaged file, and exit with 1 if there is one."""
-    outputs = lock.outputs()
-    here = {path: md5 for (_, path), md5 in outputs.items() if Path(path).exists()}
-    damaged = [f"{path} is not what dvc.lock says" for path, md5 in here.items() if digest(path) != md5]
+    locked = lock.locked_digests()
+    present = {path: md5 for (_, path), md5 in locked.items() if Path(path).exists()}
+    damaged = [path for path, locked_md5 in present.items() if md5(path) != locked_md5]
     cached = list(Path(Repo().cache.local.path).glob("??/*"))
-    damaged += [f"{file} in the cache is not what its name says" for file in cached if not matches_its_name(file)]
-    for line in damaged:
-        print(line, file=sys.stderr)
-    missing = f"; {len(outputs) - len(here)} outputs are not here" if len(here) < len(outputs) else ""
-    print(f"{len(here)} outputs and {len(cached)} cached files read, {len(damaged)} damaged{missing}")
+    damaged += [str(file) for file in cached if not matches_name(file)]
+    for path in damaged:
+        print(f"{path}: expected the content of its digest, got another", file=sys.stderr)
+    missing = f"; {len(locked) - len(present)} outputs are missing" if len(present) < len(locked) else ""
+    print(f"{len(present)} outputs and {len(cached)} cached files hashed, {len(damaged)} damaged{missing}")
     sys.exit(bool(damaged))
 
 
-def digest(path: str) -> str:
-    """Return a file's or a folder's digest as DVC writes it into dvc.lock, without what DVC remembers of it."""
+def md5(path: str) -> str | None:
+    """Return the digest of a file or a directory in dvc.lock's format, without DVC's memory of earlier digests."""
     database = HashFileDB(MemoryFileSystem(), "/")
-    return build(database, str(Path(path).absolute()), localfs, "md5", dry_run=True)[2].hash_info.value
+    digest: str | None = build(database, str(Path(path).absolute()), localfs, "md5", dry_run=True)[2].hash_info.value
+    return digest
 
 
-def matches_its_name(file: Path) -> bool:
-    return file_md5(str(file), localfs) == file.parent.name + file.name.removesuffix(".dir")
+def matches_name(file: Path) -> bool:
+    """Return whether a file in DVC's cache has the digest that its path states."""
+    return bool(file_md5(str(file), localfs) == file.parent.name + file.name.removesuffix(".dir"))
 
 
 if __name__ == "__main__":

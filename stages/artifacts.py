@@ -1,4 +1,4 @@
-"""Every path that the pipeline writes, and the one way to write them."""
+"""Every path that the pipeline writes, and atomic writes."""
 
 import hashlib
 import json
@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
 
-if TYPE_CHECKING:  # most stages draw nothing
+if TYPE_CHECKING:  # most stages draw no figure
     from matplotlib.figure import Figure
 
 ROOT = Path("artifacts")
@@ -30,17 +30,31 @@ def weights(model: str) -> Path:
 
 
 def training(model: str) -> Path:
-    """The folder of the training's metrics, epoch by epoch."""
+    """Return the directory of the metrics of each epoch, as DVCLive writes them."""
     return ROOT / model / "training"
 
 
+def training_environment(model: str) -> Path:
+    """Return the file that says which processor and how many threads the weights come from."""
+    return training(model) / "environment.json"
+
+
 def checkpoint(model: str) -> Path:
-    """What a stopped training goes on from; nothing that DVC knows, so that it stays."""
+    """Return the file from which an interrupted training resumes; DVC does not know it, and so does not delete it."""
     return ROOT / model / ".checkpoint"
 
 
 def training_lock(model: str) -> Path:
     return ROOT / model / ".training.lock"
+
+
+def metrics(model: str) -> Path:
+    """Return the few metrics by which `dvc metrics diff` and `dvc exp show` compare the model."""
+    return ROOT / model / "metrics.json"
+
+
+def metrics_int8(model: str) -> Path:
+    return ROOT / model / "metrics_int8.json"
 
 
 def evaluation(model: str) -> Path:
@@ -87,41 +101,44 @@ def triton_config(model: str) -> Path:
     return MODEL_REPOSITORY / model / "config.pbtxt"
 
 
-def class_names(model: str) -> Path:
+def labels(model: str) -> Path:
     return MODEL_REPOSITORY / model / "labels.txt"
 
 
 def checksums(model: str) -> Path:
-    """The SHA-256 of each of the model's files, as `sha256sum --check` reads them."""
+    """Return the file with the SHA-256 digests of the model's files, in the format of `sha256sum`."""
     return MODEL_REPOSITORY / model / "SHA256SUMS"
 
 
-def card(model: str) -> Path:
+def model_card(model: str) -> Path:
     return MODEL_REPOSITORY / model / "README.md"
 
 
-def int8(model: str) -> str:
-    """The name of the model's int8 variant."""
+def int8_name(model: str) -> str:
+    """Return the name of the model's int8 variant."""
     return f"{model}_int8"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` for a file or folder, which is renamed to `path` if nothing goes wrong."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` for a file or a directory, and rename it to `path` when the block succeeds.
+
+    Otherwise `path` stays as it was. What a killed process left at the temporary path is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     remove(temporary)
     try:
         yield temporary
         if temporary.is_dir():
-            remove(path)  # the system renames onto files only
+            remove(path)  # a rename replaces files only
         temporary.replace(path)
     finally:
         remove(temporary)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
+    """Remove a file or a directory, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -129,32 +146,36 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    """Write a text file as UTF-8 with LF line endings."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(content, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_picture(path: Path, figure: "Figure") -> None:
-    """Write a figure as PNG, the same bytes each time."""
-    with replacing(path) as temporary:
+def write_figure(path: Path, figure: "Figure") -> None:
+    """Write a figure as PNG, without metadata that would differ between runs."""
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def sha256(path: Path) -> str:
+def sha256_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    """Read what write_json wrote. Raises UserError if there is no such file."""
-    return json.loads(require(path).read_text(encoding="utf-8"))
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that write_json wrote. Raises UserError if it does not exist."""
+    content: dict[str, Any] = json.loads(require_file(path).read_text(encoding="utf-8"))
+    return content
 
 
-def require(path: Path) -> Path:
-    """Return `path`; raise UserError if there is no such file."""
+def require_file(path: Path) -> Path:
+    """Return `path`. Raises UserError if there is no such file."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; `dvc repro` makes it")
+        raise UserError(f"{path}: expected a file, got none; `dvc repro` writes it")
     return path

@@ -1,19 +1,29 @@
-"""Check all of params.yaml before any other stage starts, and write its JSON Schema for editors.
+"""Validate params.yaml before any other stage, and write its JSON Schema for editors.
 
-DVC removes a stage's earlier outputs before it runs the stage: a mistake found any later would cost them.
+DVC deletes a stage's outputs before it runs the stage, so a mistake that is found later costs earlier results.
 """
 
-from stages import artifacts, command, params
+from stages import artifacts, command, idx, params
+from stages.params import Data
 
 
 def main() -> None:
-    """Check params.yaml and write its JSON Schema."""
-    parameters = params.load()
+    """Validate params.yaml and write its JSON Schema."""
+    parameters = params.load_params()
+    check_classes(parameters.data)
     if parameters.device != "auto":
-        from stages import devices  # takes seconds, for it asks PyTorch
+        from stages import devices  # imports PyTorch, which takes seconds
 
-        devices.choose(parameters.device)
+        devices.select_device(parameters.device)
     artifacts.write_json(artifacts.PARAMS_SCHEMA, params.Params.model_json_schema())
+
+
+def check_classes(data: Data) -> None:
+    """Raise UserError if the data set, as far as it is downloaded, has more classes than `data.classes`."""
+    for name in (artifacts.TRAIN_LABELS, artifacts.TEST_LABELS):
+        path = artifacts.DATA / name
+        if path.is_file() and artifacts.sha256_digest(path) == data.sha256[name]:
+            data.check_labels(name, idx.read_idx(path))
 
 
 if __name__ == "__main__":

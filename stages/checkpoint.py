@@ -1,4 +1,4 @@
-"""What a training that was stopped goes on from: its state after the last finished epoch, in one file."""
+"""Checkpoints: the state of a training after its last finished epoch, in one file."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from stages import artifacts, networks
+from stages import artifacts, devices, import_graph, networks
 from stages.params import Params
 
 History = list[dict[str, float]]  # the metrics of each finished epoch
@@ -19,63 +19,59 @@ History = list[dict[str, float]]  # the metrics of each finished epoch
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of three parts, each ended by a newline but the last.
+    """A checkpoint file of three parts, the first two ended by a newline.
 
-    The SHA-256 of the rest; a JSON object with the training's fingerprint and history; the tensors as safetensors.
+    The SHA-256 of the rest; a JSON object with the fingerprint and the history; the tensors in safetensors format.
     """
 
     path: Path
     fingerprint: str
 
     def save(self, network: nn.Module, optimizer: Optimizer, history: History) -> None:
-        """Write the state after the epochs of `history`, in place of that of an earlier epoch."""
+        """Write the state after the epochs of `history`, replacing that of an earlier epoch."""
         header = json.dumps({"fingerprint": self.fingerprint, "history": history})
-        content = header.encode() + b"\n" + networks.to_safetensors(_tensors(network, optimizer))
-        with artifacts.replacing(self.path) as temporary:
+        content = header.encode() + b"\n" + networks.serialize_tensors(_tensors(network, optimizer))
+        with artifacts.atomic_write(self.path) as temporary:
             temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
     def restore(self, network: nn.Module, optimizer: Optimizer) -> History:
-        """Bring network and optimizer, in place, to where the checkpoint was saved, and return the epochs until then.
+        """Restore network and optimizer in place, and return the history of the finished epochs.
 
-        Without a checkpoint, or with one that is damaged or another training's, which a line tells, both stay as they
-        are.
+        A checkpoint that is missing, corrupt or from a different run (logged) leaves both unchanged.
         """
         if not self.path.is_file():
             return []
         digest, _, content = self.path.read_bytes().partition(b"\n")
         if hashlib.sha256(content).hexdigest().encode() != digest:
-            tqdm.write(f"{self.path} is damaged: starting anew")
+            tqdm.write(f"{self.path}: corrupt checkpoint, training from the start")
             return []
         header, _, tensors = content.partition(b"\n")
         state = json.loads(header)
         if state["fingerprint"] != self.fingerprint:
-            tqdm.write(f"{self.path} is of other parameters, data, code or another machine: starting anew")
+            tqdm.write(f"{self.path}: checkpoint of other parameters, data, code or hardware, training from the start")
             return []
-        _restore(network, optimizer, load(tensors))
-        tqdm.write(f"{self.path} is of this training: going on after epoch {len(state['history'])}")
-        return state["history"]
-
-    def remove(self) -> None:
-        artifacts.remove(self.path)
+        _restore_tensors(network, optimizer, load(tensors))
+        history: History = state["history"]
+        tqdm.write(f"{self.path}: resuming after epoch {len(history)}")
+        return history
 
 
 def fingerprint(model: str, parameters: Params, device: torch.device) -> str:
-    """Return the SHA-256, in hex, of all that decides which bytes a training ends with: any change of code counts.
+    """Return the SHA-256, in hexadecimal, of everything that decides the bytes of a training's weights.
 
-    Call it when the number of threads is set.
+    Call it after the number of threads is set. The code is that of stages/train.py and of the modules that it imports.
     """
-    decisive = {
+    code = import_graph.imported_modules(Path(__file__).with_name("train.py"))
+    inputs = {
         "network": parameters.networks[model].model_dump(),
         "recipe": parameters.recipes[parameters.recipe][model].model_dump(),
         "seed": parameters.seed,
-        "data": parameters.data.model_dump(include={"sha256", "classes", "validation"}),
-        "code": {file.name: artifacts.sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))},
+        "data": parameters.data.model_dump(include={"sha256", "classes", "validation_fraction"}),
+        "code": {file.as_posix(): artifacts.sha256_digest(import_graph.ROOT / file) for file in code},
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "environment": devices.environment(device),
     }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def _tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -87,12 +83,12 @@ def _tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return {f"network.{name}": tensor for name, tensor in network.state_dict().items()} | buffers
 
 
-def _restore(network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_tensors(network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     network.load_state_dict({name: tensors[f"network.{name}"] for name in network.state_dict()})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         kind, number, name = key.split(".", 2)
         if kind == "optimizer":
             parameter = parameters[int(number)]
-            # in the parameter's own memory format, which the fused optimizer takes for granted
+            # the fused optimizer requires the parameter's own memory format
             optimizer.state[parameter][name] = torch.empty_like(parameter).copy_(tensor)

@@ -1,21 +1,34 @@
-"""A stage as a command: its arguments, and one clear line for a user's mistake."""
+"""Command-line entry point of a stage: parses its arguments and prints errors as one clear line."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from stages.errors import UserError
 
+INTERRUPTED = 130  # the exit status of a shell command that SIGINT ended
+
 
 def run(stage: Callable[..., None], *arguments: str) -> None:
-    """Call `stage` with the named command-line arguments; a UserError ends the process with exit code 1."""
-    sys.stdout.reconfigure(line_buffering=True)  # into a pipe or a file, too, each line as it comes
-    file = Path(sys.argv[0])
-    parser = argparse.ArgumentParser(prog=f"python -m {file.parent.name}.{file.stem}", description=stage.__doc__)
+    """Call `stage` with the command-line arguments of these names.
+
+    A UserError or an error of the file system (disk full, read-only folder, …) is printed as one line and exits with 1;
+    Ctrl-C exits with 130.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # each line appears at once in a pipe or a file too
+    script = Path(sys.argv[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {script.parent.name}.{script.stem}", description=stage.__doc__)
     for argument in arguments:
         parser.add_argument(argument)
     try:
         stage(**vars(parser.parse_args()))
     except UserError as error:
-        sys.exit(f"{file.stem}: {error}")
+        sys.exit(f"{script.stem}: {error}")
+    except OSError as error:
+        sys.exit(f"{script.stem}: {': '.join(str(part) for part in (error.filename, error.strerror or error) if part)}")
+    except KeyboardInterrupt:
+        print(f"{script.stem}: interrupted; `dvc repro` continues from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)

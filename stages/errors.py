@@ -1,10 +1,10 @@
-"""The exception that a user's mistake raises, and the text of others in one line."""
+"""The exception for users' mistakes, and error texts in one line."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its text names what is wrong and what is allowed, a line for each."""
+    """A mistake that the user can fix; each line of its text says what was expected, what was found, and where."""
 
 
 def one_line(error: Exception) -> str:
-    """Return the error's text with its line breaks folded."""
+    """Return the error's text with its line breaks replaced by spaces."""
     return " ".join(str(error).split())

@@ -1,69 +1,82 @@
-"""Evaluate one model on the test set: metrics, confusion matrix, and its worst mistakes as a picture."""
+"""Evaluate one model on the test set: metrics, confusion matrix, robustness, and a figure of the worst mistakes."""
 
 import csv
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stages import artifacts, command, dataset, metrics, networks, params
-from stages.distortion import distort_each_way
+from stages.augmentation import perturbations
 from stages.errors import UserError
 
 CALIBRATION_BINS = 15
-PICTURE_ROWS, PICTURE_COLUMNS = 5, 8
+FIGURE_ROWS, FIGURE_COLUMNS = 5, 8
 
 
 def main(model: str) -> None:
     """Evaluate MODEL on the test set; fail below its minimum accuracy."""
-    parameters = params.load(model)
+    parameters = params.load_params(model)
     classes = parameters.data.classes
-    test = dataset.load_test(parameters.data)
-    network = networks.load(artifacts.weights(model), parameters.networks[model], len(classes))
-    logits = networks.predict(network, test.images)
+    test = dataset.load_test_set(parameters.data)
+    network = networks.load_network(artifacts.weights(model), parameters.networks[model], len(classes))
+    logits = networks.predict_logits(network, test.images)
 
-    measured = measure(logits, test.labels) | {"parameters": networks.parameter_count(network)}
-    distorted = {
-        way: measure(networks.predict(network, images), test.labels)
-        for way, images in distort_each_way(test.images, parameters.robustness).items()
+    results = classification_metrics(logits, test.labels) | {"parameters": networks.parameter_count(network)}
+    perturbed = {
+        name: classification_metrics(networks.predict_logits(network, images), test.labels)
+        for name, images in perturbations(test.images, parameters.robustness).items()
     }
-    measured["robustness"] = {way: result["accuracy"] for way, result in distorted.items()}
-    artifacts.write_json(artifacts.evaluation(model), measured)
-    errors = [(way, result["errors"]) for way, result in ({"none": measured} | distorted).items()]
-    write_csv(artifacts.robustness(model), ["distortion", "errors"], errors)
+    robustness = {name: each["accuracy"] for name, each in perturbed.items()}
+    artifacts.write_json(artifacts.evaluation(model), results | {"robustness": robustness})
+    artifacts.write_json(artifacts.metrics(model), {model: compared_metrics(results, robustness)})
+    errors = [(name, each["errors"]) for name, each in ({"none": results} | perturbed).items()]
+    write_csv(artifacts.robustness(model), ["perturbation", "errors"], errors)
     predicted = logits.argmax(dim=1)
     write_per_class(artifacts.per_class(model), test.labels, predicted, classes)
     write_confusion(artifacts.confusion(model), test.labels, predicted, classes)
     draw_mistakes(artifacts.mistakes(model), test, logits.softmax(dim=1), classes)
 
-    accuracy, minimum = measured["accuracy"], parameters.minimum_accuracy[model]
-    interval = f"{measured['accuracy_low']:.2%} to {measured['accuracy_high']:.2%}"
-    print(f"{model}: {accuracy:.2%} of {len(test):,} test images right ({interval})")
-    print("  ".join(f"{way} {share:.2%}" for way, share in measured["robustness"].items()))
+    artifacts.remove(artifacts.checkpoint(model))  # DVC has saved the weights before it runs this stage
+
+    accuracy, minimum = results["accuracy"], parameters.minimum_accuracy[model]
+    interval = f"{results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}"
+    print(f"{model}: test accuracy {accuracy:.2%} (95 % interval {interval}), {len(test):,} images")
+    print("  ".join(f"{name} {share:.2%}" for name, share in robustness.items()))
     if accuracy < minimum:
-        shortfall = f"{accuracy:.4f}, is {minimum - accuracy:.4f} below minimum_accuracy.{model}"
-        raise UserError(f"{model}'s accuracy, {shortfall}; allowed: {minimum} or more")
+        raise UserError(
+            f"{model}: expected a test accuracy of at least {minimum} (minimum_accuracy), got {accuracy:.4f}"
+        )
 
 
-def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the metrics of float32 logits [n, classes] for int64 labels [n]."""
+def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return accuracy, loss and calibration error of float32 logits [n, classes] for int64 labels [n]."""
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     correct = (predicted == labels).numpy()
-    return metrics.accuracy(correct) | {
+    return {
+        **metrics.accuracy_with_interval(correct),
         "loss": cross_entropy(logits, labels).item(),
         "calibration_error": calibration_error(confidence.numpy(), correct),
     }
 
 
-def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+def compared_metrics(results: dict[str, Any], robustness: dict[str, float]) -> dict[str, float]:
+    """Return the few metrics that `dvc metrics diff` shows; robustness is the mean accuracy over the perturbations."""
+    few = {name: results[name] for name in ("accuracy", "loss", "calibration_error")}
+    return few | ({"robustness": float(np.mean([*robustness.values()]))} if robustness else {})
+
+
+def calibration_error(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> float:
     """Return the expected calibration error over bins of equal width (Guo et al. 2017, arXiv:1706.04599, equation 3).
 
-    A bin's share of the images times the gap between its accuracy and its mean confidence is the absolute sum of its
-    images' (correct - confidence), divided by the number of all images.
+    A bin's fraction of the images, times the gap between its accuracy and its mean confidence, equals the absolute sum
+    of (correct - confidence) over its images, divided by the number of all images.
     """
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, weights=correct - confidence.astype(np.float64))
@@ -71,7 +84,7 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 
 def write_per_class(path: Path, labels: Tensor, predicted: Tensor, classes: list[str]) -> None:
-    """Write each class's precision, recall, F1, number of images, and how many of them went to another class."""
+    """Write each class's precision, recall, F1, number of images, and number of misclassified images."""
     scores = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0.0)
     missed = labels[predicted != labels].bincount(minlength=len(classes))
     rows = zip(classes, *(score.tolist() for score in scores), missed.tolist())
@@ -79,31 +92,33 @@ def write_per_class(path: Path, labels: Tensor, predicted: Tensor, classes: list
 
 
 def write_confusion(path: Path, labels: Tensor, predicted: Tensor, classes: list[str]) -> None:
-    """Write a line for each image; DVC's confusion plot counts them."""
-    write_csv(path, ["actual", "predicted"], ((classes[a], classes[p]) for a, p in zip(labels, predicted)))
+    """Write the actual and the predicted class of each image, which DVC's template `confusion` counts."""
+    rows = ((classes[actual], classes[guess]) for actual, guess in zip(labels, predicted))
+    write_csv(path, ["actual", "predicted"], rows)
 
 
-def write_csv(path: Path, header: list[str], rows: Iterable[Iterable]) -> None:
-    with artifacts.replacing(path) as temporary, temporary.open("w", newline="") as file:
+def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a CSV file with LF line endings."""
+    with artifacts.atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
 
 
 def draw_mistakes(path: Path, test: dataset.Split, probabilities: Tensor, classes: list[str]) -> None:
-    """Draw the mistakes made with the most confidence, each titled with the true and the predicted class."""
+    """Draw the misclassified images of highest confidence, each titled with its true and its predicted class."""
     confidence, predicted = probabilities.max(dim=1)
     wrong = (predicted != test.labels).nonzero().flatten()
-    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][: PICTURE_ROWS * PICTURE_COLUMNS]
-    figure = Figure(figsize=(1.5 * PICTURE_COLUMNS, 1.8 * PICTURE_ROWS), layout="constrained")
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][: FIGURE_ROWS * FIGURE_COLUMNS]
+    figure = Figure(figsize=(1.5 * FIGURE_COLUMNS, 1.8 * FIGURE_ROWS), layout="constrained")
     figure.suptitle(f"The {len(worst)} worst of {len(wrong)} mistakes: true → predicted, confidence")
-    grid = figure.subplots(PICTURE_ROWS, PICTURE_COLUMNS).ravel()
+    grid = figure.subplots(FIGURE_ROWS, FIGURE_COLUMNS).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, index in zip(grid, worst):
         axes.imshow(test.images[index, 0].numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"{classes[test.labels[index]]} → {classes[predicted[index]]}  {confidence[index]:.0%}")
-    artifacts.write_picture(path, figure)
+    artifacts.write_figure(path, figure)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,44 @@
-"""Export one model to ONNX, into the model repository."""
+"""Export one model to ONNX and write its folder in the model repository."""
 
 import json
 
 import onnx
 import torch
 
-from stages import artifacts, command, dataset, networks, params, repository
+from stages import artifacts, command, model_repository, networks, params
+from stages.images import IMAGE_SHAPE
 from stages.networks import Classifier
 from stages.params import Params
 
-OPSET, IR_VERSION = 18, 8  # both of ONNX 1.13, of December 2022: every runtime of the last two years reads them
-TORCH_VERSION = torch.__version__.split("+")[0]  # without the name of the build for a CPU or a CUDA version
+OPSET, IR_VERSION = 18, 8  # of ONNX 1.13 (December 2022), which ONNX Runtime 1.15 and newer load
+TORCH_VERSION = torch.__version__.split("+")[0]  # without the suffix of a CPU or CUDA build
 
 
 def main(model: str) -> None:
     """Write MODEL's folder in the model repository."""
-    parameters = params.load(model)
-    network = networks.load(artifacts.weights(model), parameters.networks[model], len(parameters.data.classes))
-    repository.write(model, to_onnx(Classifier(network), describe(model, parameters)), parameters.data.classes)
+    parameters = params.load_params(model)
+    network = networks.load_network(artifacts.weights(model), parameters.networks[model], len(parameters.data.classes))
+    onnx_model = export_onnx(Classifier(network), onnx_metadata(model, parameters))
+    model_repository.write_model(model, onnx_model, parameters.data.classes)
 
 
-def to_onnx(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelProto:
-    """Translate to ONNX with a free batch size, without the exporter's remarks, which hold stack traces and paths."""
-    onnx_model = torch.onnx.export(
+def export_onnx(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelProto:
+    """Export to ONNX with a dynamic batch size.
+
+    The exporter's annotations are removed, because they hold stack traces and file paths.
+    """
+    program = torch.onnx.export(
         classifier.eval(),
-        (torch.zeros(2, *dataset.IMAGE_SHAPE, dtype=torch.uint8),),
+        (torch.zeros(2, *IMAGE_SHAPE, dtype=torch.uint8),),
         input_names=["image"],
         output_names=["label", "probabilities"],
         dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
-    ).model_proto
+    )
+    assert program is not None  # it is, if dynamo=True
+    onnx_model = program.model_proto
     graph = onnx_model.graph
     for part in (graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node):
         part.ClearField("metadata_props")
@@ -43,14 +50,14 @@ def to_onnx(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelProto
     return onnx_model
 
 
-def describe(model: str, parameters: Params) -> dict[str, str]:
-    """Return what a stranger needs to know to use the file."""
+def onnx_metadata(model: str, parameters: Params) -> dict[str, str]:
+    """Return the ONNX metadata_props: the classes, the input convention, the data set and the versions."""
     return {
         "model_name": model,
         "classes": json.dumps(parameters.data.classes),
         "input": "image: uint8 [batch, 1, 28, 28], raw pixels 0 to 255, light on dark",
         "outputs": "label: int64 [batch], an index into classes; probabilities: float32 [batch, classes]",
-        "licence": parameters.licence,
+        "licence": parameters.license,
         "dataset": parameters.data.name,
         "dataset_sha256": json.dumps(parameters.data.sha256),
         "frameworks": json.dumps({"torch": TORCH_VERSION, "onnx": onnx.__version__}),

@@ -1,11 +1,24 @@
-"""Accuracy, with its interval."""
+"""Accuracy with its confidence interval."""
+
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 
-def accuracy(correct: np.ndarray) -> dict[str, float]:
-    """Return the share of right answers among bool [n], its interval (Wilson's, at 95 %), and the counts."""
+class Accuracy(TypedDict):
+    """The accuracy, its 95 % confidence interval, and the counts behind it."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    errors: int
+    samples: int
+
+
+def accuracy_with_interval(correct: NDArray[np.bool_]) -> Accuracy:
+    """Return the accuracy of predictions that are correct or not, bool [n], with Wilson's 95 % interval."""
     interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="wilson")
     return {
         "accuracy": float(correct.mean()),

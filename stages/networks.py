@@ -1,4 +1,4 @@
-"""Networks from their descriptions in params.yaml."""
+"""Networks built from the layers in params.yaml."""
 
 import copy
 from collections import OrderedDict
@@ -11,17 +11,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from stages import artifacts
-from stages.dataset import IMAGE_SHAPE
 from stages.errors import UserError, one_line
+from stages.images import IMAGE_SHAPE, scale_pixels
 from stages.params import Network
 
 
-def build(
+def build_network(
     network: Network, classes: int, dropout: float = 0.0, initialization: Literal["pytorch", "glorot"] = "pytorch"
 ) -> nn.Sequential:
-    """Build the network that turns float32 images [n, 1, 28, 28] into logits [n, classes].
+    """Build a network from float32 images [n, 1, 28, 28] to logits, float32 [n, classes].
 
-    Blocks of convolutions, each ended by a 2 x 2 max-pool, then dense layers; dropout follows the first of them.
+    Blocks of convolutions, each ended by a 2 x 2 max-pool, are followed by dense layers; dropout follows the first one.
     """
     built = nn.Sequential(OrderedDict(_layers(network, classes, dropout)))
     if initialization == "glorot":
@@ -30,17 +30,17 @@ def build(
 
 
 def _layers(network: Network, classes: int, dropout: float) -> dict[str, nn.Module]:
-    """Name and make the layers, in their order."""
+    """Return the layers in order, by name."""
     layers: dict[str, nn.Module] = {}
     channels, height, width = IMAGE_SHAPE
     for number, (outputs, ends_block) in enumerate(_convolutions(network), start=1):
         name = f"conv{number}"
-        if network.kernel_size % 2 == 0:  # one more at the bottom and the right, as Keras pads
+        if network.kernel_size % 2 == 0:  # Keras pads one pixel more at the bottom and the right
             layers[f"{name}_pad"] = nn.ZeroPad2d((0, 1, 0, 1))
         layers[name] = nn.Conv2d(channels, outputs, network.kernel_size, padding=(network.kernel_size - 1) // 2)
         if network.batch_norm:
             layers[f"{name}_norm"] = nn.BatchNorm2d(outputs)
-        if ends_block:  # before ReLU, which commutes with it and then has a quarter of the work
+        if ends_block:  # pooling and ReLU commute, and ReLU has a quarter of the work after pooling
             layers[f"{name}_pool"] = nn.MaxPool2d(2)
             height, width = height // 2, width // 2
         layers[f"{name}_relu"] = nn.ReLU()
@@ -62,7 +62,7 @@ def _layers(network: Network, classes: int, dropout: float) -> dict[str, nn.Modu
 
 
 def _convolutions(network: Network) -> list[tuple[int, bool]]:
-    """The output channels of each convolution, and whether it ends its block."""
+    """Return the output channels of each convolution, and whether it ends its block."""
     return [
         (outputs, position == len(block))
         for block in network.convolutions
@@ -71,60 +71,57 @@ def _convolutions(network: Network) -> list[tuple[int, bool]]:
 
 
 def _initialize_glorot(network: nn.Sequential) -> None:
-    """Draw weights as Keras does, from U(-a, a), a² = 6 / (inputs + outputs) (Glorot & Bengio 2010, equation 16)."""
+    """Draw Keras's initial weights: U(-a, a) with a² = 6 / (inputs + outputs) (Glorot & Bengio 2010, equation 16)."""
     for layer in network:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
+            assert layer.bias is not None  # all layers here have one
             nn.init.zeros_(layer.bias)
 
 
-def scale(images: Tensor) -> Tensor:
-    """Turn raw pixels, uint8 0 to 255, into a network's input, float32 0 to 1."""
-    return images.float() / 255
-
-
 class Classifier(nn.Module):
-    """What is exported and served: raw pixels in, answers out."""
+    """The exported model: from raw pixels to label and probabilities."""
 
     def __init__(self, network: nn.Sequential) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn uint8 images [n, 1, 28, 28] into labels, int64 [n], and probabilities, float32 [n, classes]."""
-        probabilities = self.network(scale(image)).softmax(dim=1)
+        """Return labels, int64 [n], and probabilities, float32 [n, classes], of uint8 images [n, 1, 28, 28]."""
+        probabilities = self.network(scale_pixels(image)).softmax(dim=1)
         return probabilities.argmax(dim=1), probabilities
 
 
-def load(path: Path, network: Network, classes: int) -> nn.Sequential:
-    """Load a trained network for inference. Raises UserError if the file is missing, corrupt or of another network."""
-    trained = build(network, classes)
+def load_network(path: Path, network: Network, classes: int) -> nn.Sequential:
+    """Load trained weights for inference. Raises UserError if the file is missing, corrupt or of another network."""
+    trained = build_network(network, classes)
     try:
-        trained.load_state_dict(load_file(artifacts.require(path)))
+        trained.load_state_dict(load_file(artifacts.require_file(path)))
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold this network's weights: {one_line(error)}") from error
+        raise UserError(f"{path}: expected the network's weights, got {one_line(error)}") from error
     return trained.eval()
 
 
-def to_safetensors(tensors: dict[str, Tensor]) -> bytes:
-    """Return the content of a safetensors file with these tensors, wherever they are and however they are laid out."""
+def serialize_tensors(tensors: dict[str, Tensor]) -> bytes:
+    """Return tensors on any device and in any memory format as the content of a safetensors file."""
     return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
 @torch.inference_mode()
-def predict(network: nn.Sequential, images: Tensor) -> Tensor:
+def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
     """Return the logits, float32 [n, classes], of uint8 images [n, 1, 28, 28]."""
     network.eval()
-    return torch.cat([network(scale(batch)) for batch in images.split(1000)])
+    return torch.cat([network(scale_pixels(batch)) for batch in images.split(1000)])
 
 
 def parameter_count(module: nn.Module) -> int:
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 @torch.inference_mode()
-def describe(network: nn.Sequential) -> str:
-    """List the layers with their output shapes and parameter counts."""
+def summarize_layers(network: nn.Sequential) -> str:
+    """Return a table of the layers with their output shapes and parameter counts."""
     rows = [f"{'layer':<14}{'output shape':<18}{'parameters':>12}"]
     values = torch.zeros(1, *IMAGE_SHAPE)
     for name, layer in copy.deepcopy(network).eval().named_children():

@@ -1,4 +1,4 @@
-"""Quantize one exported model to int8: a quarter of the size, the same inputs and outputs."""
+"""Quantize one exported model to int8, with the same inputs and outputs."""
 
 import json
 import tempfile
@@ -7,33 +7,34 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
 
-from stages import artifacts, command, dataset, params, repository
+from stages import artifacts, command, dataset, model_repository, params
 
 BATCH_SIZE = 100
-QUANTIZED = ["Conv", "Gemm", "MaxPool", "Relu", "Reshape"]  # not the softmax: what it gives has to sum to 1
+QUANTIZED = ["Conv", "Gemm", "MaxPool", "Relu", "Reshape"]  # not Softmax: quantized probabilities do not sum to 1
 
 
 def main(model: str) -> None:
     """Write the folder of MODEL's int8 variant in the model repository."""
-    parameters = params.load(model)
-    images = dataset.load_training(parameters.data).images.numpy()
-    spread = np.linspace(0, len(images) - 1, min(parameters.int8.calibration_images, len(images))).astype(int)
+    parameters = params.load_params(model)
+    images = dataset.load_training_set(parameters.data).images.numpy()
+    evenly_spaced = np.linspace(0, len(images) - 1, min(parameters.int8.calibration_images, len(images))).astype(int)
 
-    float32 = onnx.load(artifacts.require(artifacts.onnx(model)))
-    quantized = quantize(pool_after_relu(float32), images[spread])
-    quantized.graph.name = artifacts.int8(model)
-    onnx.helper.set_model_props(quantized, describe(float32, artifacts.int8(model), len(spread)))
-    repository.write(artifacts.int8(model), quantized, parameters.data.classes)
+    float32 = onnx.load(artifacts.require_file(artifacts.onnx(model)))
+    quantized = quantize_int8(pool_after_relu(float32), images[evenly_spaced])
+    quantized.graph.name = artifacts.int8_name(model)
+    onnx.helper.set_model_props(quantized, int8_metadata(float32, artifacts.int8_name(model), len(evenly_spaced)))
+    model_repository.write_model(artifacts.int8_name(model), quantized, parameters.data.classes)
 
 
 def pool_after_relu(model: ModelProto) -> ModelProto:
-    """Swap, in place, each max-pool with the ReLU that alone follows it, which changes no answer; return the model.
+    """Swap, in place, each max-pool with the ReLU that directly follows it, and return the model.
 
-    In training, ReLU has less to do after the pool; here the quantizer makes it a part of the convolution before, if it
-    follows at once, and the pool then runs in int8.
+    The two commute. Training is faster with ReLU after the pool; the quantizer fuses a ReLU that directly follows a
+    convolution, and the pool then runs in int8.
     """
     for first, second in zip(model.graph.node, model.graph.node[1:]):
         if (first.op_type, second.op_type) == ("MaxPool", "Relu") and second.input[0] == first.output[0]:
@@ -42,16 +43,16 @@ def pool_after_relu(model: ModelProto) -> ModelProto:
             pool.input[0], pool.output[0] = second.input[0], second.output[0]
             first.CopyFrom(onnx.helper.make_node("Relu", first.input, first.output, second.name))
             second.CopyFrom(pool)
-    model.graph.ClearField("value_info")  # the shapes in between
+    model.graph.ClearField("value_info")  # intermediate shapes, which the swap changes
     return model
 
 
-def quantize(model: ModelProto, images: np.ndarray) -> ModelProto:
-    """Quantize the weights by channel, and the activations by their ranges on uint8 images [n, 1, 28, 28].
+def quantize_int8(model: ModelProto, images: NDArray[np.uint8]) -> ModelProto:
+    """Quantize weights per channel, and activations by their ranges on calibration images, uint8 [n, 1, 28, 28].
 
-    The result is standard operators between QuantizeLinear and DequantizeLinear, which runtimes fuse (QDQ). Weights
-    take 7 bits of the 8, as processors without VNNI add products up in 16 bits and would overflow (ONNX Runtime's
-    "Quantize ONNX Models").
+    The result is in QDQ format: standard operators between QuantizeLinear and DequantizeLinear, which runtimes fuse.
+    Weights use 7 of the 8 bits, because processors without VNNI accumulate in 16 bits and would overflow (ONNX
+    Runtime, "Quantize ONNX models").
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
@@ -59,7 +60,7 @@ def quantize(model: ModelProto, images: np.ndarray) -> ModelProto:
         quantize_static(
             prepared,
             quantized,
-            Calibration(images),
+            CalibrationImages(images),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -70,20 +71,21 @@ def quantize(model: ModelProto, images: np.ndarray) -> ModelProto:
         return onnx.load(quantized)
 
 
-class Calibration(CalibrationDataReader):
-    """Hands the quantizer uint8 images [n, 1, 28, 28], batch by batch."""
+class CalibrationImages(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
+    """Batches of uint8 images [n, 1, 28, 28] for the quantizer's calibration."""
 
-    def __init__(self, images: np.ndarray) -> None:
+    def __init__(self, images: NDArray[np.uint8]) -> None:
         self.batches = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        """Return the next batch, or None after the last."""
         batch = next(self.batches, None)
         return None if batch is None else {"image": batch}
 
 
-def describe(float32: ModelProto, name: str, images: int) -> dict[str, str]:
-    """Return the metadata of the int8 variant: that of the model it is made from, and in what it differs."""
-    metadata = repository.metadata(float32)
+def int8_metadata(float32: ModelProto, name: str, images: int) -> dict[str, str]:
+    """Return the float32 model's metadata_props with the int8 variant's name, quantization and versions."""
+    metadata = model_repository.read_metadata(float32)
     frameworks = json.loads(metadata["frameworks"]) | {"onnxruntime": onnxruntime.__version__}
     return metadata | {
         "model_name": name,

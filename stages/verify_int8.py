@@ -1,44 +1,47 @@
-"""Verify that one model's int8 variant is as good as the float32 one, within a limit."""
+"""Verify that one model's int8 variant loses at most a limited accuracy against float32."""
 
 import numpy as np
 
-from stages import artifacts, command, dataset, histogram, metrics, params, runtime
-from stages.distortion import distort_each_way
+from stages import artifacts, command, dataset, histogram, inference, metrics, params
+from stages.augmentation import perturbations
 from stages.errors import UserError
 
 BATCH_SIZE = 1000
 
 
 def main(model: str) -> None:
-    """Measure MODEL's int8 variant on the test set; fail if it loses more accuracy than int8.accuracy_loss."""
-    parameters = params.load(model)
-    test = dataset.load_test(parameters.data)
+    """Measure MODEL's int8 variant on the test set; fail if it loses more accuracy than int8.max_accuracy_loss."""
+    parameters = params.load_params(model)
+    test = dataset.load_test_set(parameters.data)
     images, labels = test.images.numpy(), test.labels.numpy()
-    files = artifacts.onnx(model), artifacts.onnx(artifacts.int8(model))
-    float32, int8 = (runtime.open_session(file, len(parameters.data.classes)) for file in files)
-    float32_labels, float32_probabilities = runtime.answers(float32, images, BATCH_SIZE)
-    int8_labels, int8_probabilities = runtime.answers(int8, images, BATCH_SIZE)
+    files = artifacts.onnx(model), artifacts.onnx(artifacts.int8_name(model))
+    float32, int8 = (inference.open_session(file, len(parameters.data.classes)) for file in files)
+    float32_labels, float32_probabilities = inference.predict(float32, images, BATCH_SIZE)
+    int8_labels, int8_probabilities = inference.predict(int8, images, BATCH_SIZE)
 
-    before, after = metrics.accuracy(float32_labels == labels), metrics.accuracy(int8_labels == labels)
+    before = metrics.accuracy_with_interval(float32_labels == labels)
+    after = metrics.accuracy_with_interval(int8_labels == labels)
+    loss, limit = (after["errors"] - before["errors"]) / len(test), parameters.int8.max_accuracy_loss
     differences = np.abs(int8_probabilities - float32_probabilities).max(axis=1)
     comparison = {
-        "accuracy_loss": (after["errors"] - before["errors"]) / len(test),
+        "accuracy_loss": loss,
         "changed_labels": int((int8_labels != float32_labels).sum()),
         "max_abs_difference": float(differences.max()) if np.isfinite(differences).all() else None,
         "size_ratio": files[1].stat().st_size / files[0].stat().st_size,
     }
     robustness = {
-        way: float((runtime.answers(int8, distorted.numpy(), BATCH_SIZE)[0] == labels).mean())
-        for way, distorted in distort_each_way(test.images, parameters.robustness).items()
+        name: float((inference.predict(int8, perturbed.numpy(), BATCH_SIZE)[0] == labels).mean())
+        for name, perturbed in perturbations(test.images, parameters.robustness).items()
     }
-    artifacts.write_json(artifacts.verification_int8(model), after | comparison | {"robustness": robustness})
-    artifacts.write_picture(artifacts.differences_int8(model), histogram.draw(differences, "int8 to float32"))
+    artifacts.write_json(artifacts.verification_int8(model), {**after, **comparison, "robustness": robustness})
+    artifacts.write_json(artifacts.metrics_int8(model), {artifacts.int8_name(model): {"accuracy": after["accuracy"]}})
+    figure = histogram.draw_differences(differences, "int8 to float32")
+    artifacts.write_figure(artifacts.differences_int8(model), figure)
 
-    finding = f"{model}: {after['accuracy']:.2%} right in int8, {before['accuracy']:.2%} in float32"
-    if comparison["accuracy_loss"] > parameters.int8.accuracy_loss:
-        excess = f"{comparison['accuracy_loss']:.4f} less; allowed: {parameters.int8.accuracy_loss}"
-        raise UserError(f"{finding}, {excess}, as int8.accuracy_loss says")
-    print(f"{finding}; {comparison['changed_labels']} of {len(test):,} labels differ")
+    found = f"{after['accuracy']:.2%} in int8, {before['accuracy']:.2%} in float32"
+    if loss > limit:
+        raise UserError(f"{model}: expected an accuracy loss of at most {limit} (int8.max_accuracy_loss), got {found}")
+    print(f"{model}: {found}; {comparison['changed_labels']} of {len(test):,} labels differ")
 
 
 if __name__ == "__main__":

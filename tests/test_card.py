@@ -1,4 +1,7 @@
+import contextlib
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -6,12 +9,25 @@ from ruamel.yaml import YAML
 from stages import artifacts, card, evaluate, params, verify, verify_int8
 
 
+@pytest.fixture(scope="module")
+def evaluated(models_folder, tmp_path_factory) -> Path:
+    """A folder with the model cards of cnn and of its int8 variant, and the results that they are written from."""
+    folder = shutil.copytree(models_folder, tmp_path_factory.mktemp("cards") / "models")
+    with contextlib.chdir(folder):
+        write_cards("cnn")
+    return folder
+
+
 @pytest.fixture
-def cards(models) -> dict[str, str]:
-    """The cards of a model and its int8 variant, by their names."""
+def cards(evaluated, monkeypatch) -> dict[str, str]:
+    """The model cards of cnn and of its int8 variant, by name; the current folder is theirs."""
+    monkeypatch.chdir(evaluated)
+    return {name: artifacts.model_card(name).read_text() for name in ("cnn", "cnn_int8")}
+
+
+def write_cards(model: str) -> None:
     for stage in (evaluate, verify, verify_int8, card):
-        stage.main("cnn")
-    return {name: artifacts.card(name).read_text() for name in ("cnn", "cnn_int8")}
+        stage.main(model)
 
 
 def front_matter(text: str) -> dict:
@@ -21,17 +37,18 @@ def front_matter(text: str) -> dict:
 @pytest.mark.parametrize(
     ("name", "measured"), [("cnn", artifacts.evaluation("cnn")), ("cnn_int8", artifacts.verification_int8("cnn"))]
 )
-def test_the_figures_are_those_that_were_measured(cards, name, measured):
+def test_a_model_card_states_the_measured_accuracies(cards, name, measured):
     expected, text = artifacts.read_json(measured), cards[name]
     (result,) = front_matter(text)["model-index"][0]["results"]
     assert result["metrics"] == [{"type": "accuracy", "value": expected["accuracy"]}]
     interval = f"{expected['accuracy_low']:.2%} to {expected['accuracy_high']:.2%}"
-    assert f"{expected['accuracy']:.2%} are answered right (95 % interval {interval})" in text
-    for way, accuracy in expected["robustness"].items():
-        assert f"{card.describe(way, params.load().robustness)} | {accuracy:.2%} |" in text
+    assert f"Test accuracy: {expected['accuracy']:.2%} (95 % interval {interval}), {expected['errors']} errors" in text
+    assert expected["robustness"]
+    for name, accuracy in expected["robustness"].items():
+        assert f"{card.describe_perturbation(name, params.load_params().robustness)} | {accuracy:.2%} |" in text
 
 
-def test_hugging_face_finds_what_it_looks_for(cards):
+def test_the_front_matter_has_the_keys_of_hugging_face(cards):
     metadata = front_matter(cards["cnn"])
     assert metadata["license"] == "mit"
     assert metadata["library_name"] == "onnx"
@@ -39,31 +56,30 @@ def test_hugging_face_finds_what_it_looks_for(cards):
     assert metadata["model-index"][0]["name"] == "cnn"
 
 
-def test_the_card_tells_recipe_digests_and_data(cards):
-    parameters = params.load()
+def test_a_model_card_states_recipe_and_digests(cards):
+    parameters = params.load_params()
     recipe = parameters.recipes["default"]["cnn"]
     for text in cards.values():
         assert f"| learning_rate | {recipe.learning_rate} |" in text
-        assert f"| distortion.rotation | {recipe.distortion.rotation} |" in text
+        assert f"| augmentation.rotation | {recipe.augmentation.rotation} |" in text
         for digest in parameters.data.sha256.values():
             assert digest in text
-    assert artifacts.sha256(artifacts.onnx("cnn")) in cards["cnn"]
-    assert artifacts.sha256(artifacts.onnx("cnn_int8")) in cards["cnn_int8"]
+    assert artifacts.sha256_digest(artifacts.onnx("cnn")) in cards["cnn"]
+    assert artifacts.sha256_digest(artifacts.onnx("cnn_int8")) in cards["cnn_int8"]
     assert "quantized" in cards["cnn_int8"] and "quantized" not in cards["cnn"]
 
 
-def test_names_may_hold_what_yaml_reserves(models, change):
-    change({"data.name": "a: [b]", "licence": "#1: 'x'", "robustness": {}})
-    for stage in (evaluate, verify, verify_int8, card):
-        stage.main("fnn")
-    metadata = front_matter(artifacts.card("fnn").read_text())
+def test_special_characters_of_yaml_in_names_are_quoted(models, change):
+    change({"data.name": "a: [b]", "license": "#1: 'x'", "robustness": {}})
+    write_cards("fnn")
+    metadata = front_matter(artifacts.model_card("fnn").read_text())
     assert metadata["license"] == "#1: 'x'"
     assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == "a: [b]"
 
 
-def test_the_example_on_the_card_runs(cards, monkeypatch):
+def test_the_example_in_a_model_card_runs(cards, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", cards["cnn_int8"], flags=re.DOTALL)
-    monkeypatch.chdir(artifacts.card("cnn_int8").parent)
+    monkeypatch.chdir(artifacts.model_card("cnn_int8").parent)
     names: dict = {}
     exec(example, names)
     assert names["label"].shape == (1,)

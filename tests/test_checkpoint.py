@@ -4,74 +4,79 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from stages import artifacts, params, train
+from stages import artifacts, checkpoint, devices, evaluate, params, train
 from stages.errors import UserError
 from tests.conftest import PROJECT
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": ""}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT)}
+CORRUPT = "artifacts/fnn/.checkpoint: corrupt checkpoint, training from the start"
+OTHER = "artifacts/fnn/.checkpoint: checkpoint of other parameters, data, code or hardware, training from the start"
 
 
 @pytest.fixture
 def start(workspace):
-    """Start trainings of fnn in processes of their own, which end with the test."""
+    """A function that starts a training of fnn in its own process, which is killed at the end of the test."""
     processes = []
 
-    def start_training(**options) -> subprocess.Popen:
+    def start_training() -> subprocess.Popen:
         command = [sys.executable, "-m", "stages.train", "fnn"]
-        processes.append(subprocess.Popen(command, cwd=workspace, env=ENVIRONMENT, text=True, **options))
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": accept_sigint}
+        processes.append(subprocess.Popen(command, cwd=workspace, env=ENVIRONMENT, **options))
         return processes[-1]
 
     yield start_training
     for process in processes:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    """Wait until the process has brought it about."""
+def accept_sigint() -> None:
+    """Undo that a shell makes its background jobs, such as these tests, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Wait for a condition that the running process brings about."""
     while not condition():
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
 def content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+    return path.read_bytes() if path.exists() else None
 
 
-def outcome(model: str) -> dict[str, bytes]:
-    """The weights and the log, by name."""
+def results(model: str) -> dict[str, bytes]:
+    """Return the weights and the metrics of each epoch, by file name."""
     files = [artifacts.weights(model), *artifacts.training(model).rglob("*.*")]
     return {path.name: path.read_bytes() for path in files}
 
 
-@pytest.fixture
-def interrupted(workspace, monkeypatch):
-    """A training of fnn that broke off in its fourth epoch, and the outcome that it would have had."""
-    train.main("fnn")
-    expected = outcome("fnn")
-    forget("fnn")
-    break_off(monkeypatch, "fnn", epochs=3)
+def remove_results(model: str) -> None:
+    for path in (artifacts.weights(model), artifacts.training(model), artifacts.checkpoint(model)):
+        artifacts.remove(path)
+
+
+def train_from_the_start(model: str) -> dict[str, bytes]:
+    """Return the results of a training without interruption, and remove them."""
+    train.main(model)
+    expected = results(model)
+    remove_results(model)
     return expected
 
 
-def forget(model: str) -> None:
-    artifacts.remove(artifacts.weights(model))
-    artifacts.remove(artifacts.training(model))
-
-
-def break_off(monkeypatch, model: str, epochs: int) -> None:
+def interrupt(monkeypatch: pytest.MonkeyPatch, model: str, epochs: int) -> None:
+    """Train, and interrupt the training in the epoch after `epochs`."""
     shuffled_batches = train.shuffled_batches
     calls = []
 
-    def break_in_epoch(split, count):
+    def interrupt_in_epoch(split, count):
         calls.append(count)
         for number, batch in enumerate(shuffled_batches(split, count)):
             if len(calls) > epochs and number == 1:
@@ -79,26 +84,44 @@ def break_off(monkeypatch, model: str, epochs: int) -> None:
             yield batch
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "shuffled_batches", break_in_epoch)
+        patch.setattr(train, "shuffled_batches", interrupt_in_epoch)
         train.main(model)
 
 
+@pytest.fixture
+def interrupted(workspace, monkeypatch) -> dict[str, bytes]:
+    """The results of fnn without interruption; the workspace has a checkpoint after 3 epochs."""
+    expected = train_from_the_start("fnn")
+    interrupt(monkeypatch, "fnn", epochs=3)
+    return expected
+
+
 @pytest.mark.parametrize("model", ["fnn", "cnn"])
-def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(workspace, monkeypatch, capsys, model):
-    train.main(model)
-    expected = outcome(model)
-    forget(model)
-    break_off(monkeypatch, model, epochs=1)
+def test_an_interrupted_training_resumes_to_the_same_bytes(workspace, monkeypatch, capsys, model):
+    expected = train_from_the_start(model)
+    interrupt(monkeypatch, model, epochs=1)
     assert artifacts.checkpoint(model).is_file()
     assert not artifacts.training(model).exists()
     capsys.readouterr()
 
     train.main(model)
     out = capsys.readouterr().out
-    assert "going on after epoch 1" in out
+    assert f"artifacts/{model}/.checkpoint: resuming after epoch 1\n" in out
     assert "epoch 1/" not in out
-    assert outcome(model) == expected
-    assert not artifacts.checkpoint(model).exists()
+    assert results(model) == expected
+
+
+def test_a_finished_training_is_not_repeated_until_its_evaluation_removes_the_checkpoint(workspace, capsys):
+    train.main("fnn")
+    expected = results("fnn")
+    capsys.readouterr()
+    train.main("fnn")
+    out = capsys.readouterr().out
+    assert "resuming after epoch 8\n" in out
+    assert "epoch 8/8" not in out
+    assert results("fnn") == expected
+    evaluate.main("fnn")
+    assert not artifacts.checkpoint("fnn").exists()
 
 
 @pytest.mark.parametrize(
@@ -107,95 +130,111 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_bytes(workspace, monk
         {"recipes.default.fnn.learning_rate": 0.1},
         {"networks.fnn.hidden": [32, 15]},
         {"seed": 1},
-        {"data.validation": 0.2},
+        {"data.validation_fraction": 0.2},
     ],
 )
 def test_a_checkpoint_of_other_parameters_is_ignored(interrupted, change, capsys, changes):
     change(changes)
     train.main("fnn")
     out = capsys.readouterr().out
-    assert out.count("artifacts/fnn/.checkpoint is of other parameters, data, code or another machine") == 1
+    assert out.count(OTHER) == 1
     assert "epoch 1/8" in out
-    assert not artifacts.checkpoint("fnn").exists()
 
 
 def test_a_checkpoint_of_another_number_of_threads_is_ignored(interrupted, monkeypatch, capsys):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     train.main("fnn")
-    assert "epoch 1/8" in capsys.readouterr().out
+    assert capsys.readouterr().out.count(OTHER) == 1
+
+
+def test_a_checkpoint_of_another_processor_is_ignored(interrupted, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "processor_name", lambda: "another")
+    train.main("fnn")
+    assert capsys.readouterr().out.count(OTHER) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "is_imported"),
+    [("train", True), ("augmentation", True), ("networks", True), ("__init__", True), ("card", False)]
+    + [("evaluate", False), ("export", False)],
+)
+def test_the_fingerprint_covers_the_modules_that_train_imports_and_no_others(
+    workspace, monkeypatch, module, is_imported
+):
+    def fingerprint() -> str:
+        return checkpoint.fingerprint("fnn", params.load_params(), torch.device("cpu"))
+
+    before, digest = fingerprint(), artifacts.sha256_digest
+    monkeypatch.setattr(artifacts, "sha256_digest", lambda path: "0" if path.stem == module else digest(path))
+    assert (fingerprint() != before) == is_imported
 
 
 def test_a_checkpoint_of_other_code_is_ignored(interrupted, monkeypatch, capsys):
-    digest = artifacts.sha256
-    monkeypatch.setattr(artifacts, "sha256", lambda path: "0" if path.name == "train.py" else digest(path))
+    digest = artifacts.sha256_digest
+    monkeypatch.setattr(artifacts, "sha256_digest", lambda path: "0" if path.name == "train.py" else digest(path))
     train.main("fnn")
-    assert "is of other parameters, data, code or another machine: starting anew" in capsys.readouterr().out
-    assert outcome("fnn") == interrupted
+    assert capsys.readouterr().out.count(OTHER) == 1
+    assert results("fnn") == interrupted
 
 
-@pytest.mark.parametrize("place", [0, 70, 1000, -1])
-def test_a_damaged_checkpoint_is_ignored(interrupted, capsys, place):
+@pytest.mark.parametrize("position", [0, 70, 1000, -1])
+def test_a_checkpoint_with_a_changed_byte_is_ignored(interrupted, capsys, position):
     content = bytearray(artifacts.checkpoint("fnn").read_bytes())
-    content[place] ^= 1
+    content[position] ^= 1
     artifacts.checkpoint("fnn").write_bytes(content)
     train.main("fnn")
-    assert capsys.readouterr().out.count("artifacts/fnn/.checkpoint is damaged: starting anew") == 1
-    assert outcome("fnn") == interrupted
+    assert capsys.readouterr().out.count(CORRUPT) == 1
+    assert results("fnn") == interrupted
 
 
 @pytest.mark.parametrize("size", [0, 30, 5000])
 def test_a_truncated_checkpoint_is_ignored(interrupted, capsys, size):
     artifacts.checkpoint("fnn").write_bytes(artifacts.checkpoint("fnn").read_bytes()[:size])
     train.main("fnn")
-    assert capsys.readouterr().out.count("artifacts/fnn/.checkpoint is damaged: starting anew") == 1
-    assert outcome("fnn") == interrupted
+    assert capsys.readouterr().out.count(CORRUPT) == 1
+    assert results("fnn") == interrupted
 
 
-def test_a_killed_training_goes_on(workspace, change, start, capsys):
+def test_a_killed_and_an_interrupted_process_resume_to_the_same_bytes(workspace, change, start, capsys):
     change({"recipes.default.fnn.epochs": 200})
-    train.main("fnn")
-    expected = outcome("fnn")
-    forget("fnn")
-    for _ in range(2):
+    expected = train_from_the_start("fnn")
+    ended = {}
+    for stop in (signal.SIGKILL, signal.SIGINT):
         before = content(artifacts.checkpoint("fnn"))
-        process = start(stdout=subprocess.DEVNULL)
-        wait_for(lambda before=before: content(artifacts.checkpoint("fnn")) != before, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process = start()
+        wait_until(lambda before=before: content(artifacts.checkpoint("fnn")) != before, process)
+        process.send_signal(stop)
+        _, errors = process.communicate()
+        ended[stop] = process.returncode, errors
+    assert ended[signal.SIGKILL] == (-signal.SIGKILL, "")
+    assert ended[signal.SIGINT] == (130, "train: interrupted; `dvc repro` continues from here\n")
     capsys.readouterr()
     train.main("fnn")
-    assert "going on after epoch" in capsys.readouterr().out
-    assert outcome("fnn") == expected
-    assert sorted(path.name for path in (workspace / "artifacts" / "fnn").iterdir()) == [
-        ".training.lock",
-        "training",
-        "weights.safetensors",
-    ]
+    assert "resuming after epoch" in capsys.readouterr().out
+    assert results("fnn") == expected
+    left = sorted(path.name for path in (workspace / "artifacts" / "fnn").iterdir())
+    assert left == [".checkpoint", ".training.claim", ".training.lock", "training", "weights.safetensors"]
 
 
-def test_a_newer_training_takes_over_from_an_older_after_its_epoch(workspace, change, start):
-    change({"recipes.default.fnn.epochs": 200})
-    older = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_for(artifacts.checkpoint("fnn").exists, older)
-    newer = start(stdout=subprocess.PIPE)
-    assert newer.stdout.readline() == "fnn is being trained by an older process: waiting for the end of its epoch\n"
-    _, told = older.communicate()
+def test_a_newer_process_takes_over_after_the_epoch_of_an_older_one(workspace, change, start):
+    change({"recipes.default.fnn.epochs": 10_000})  # so that the older process is still training
+    older = start()
+    wait_until(artifacts.checkpoint("fnn").exists, older)
+    newer = start()
+    assert newer.stdout.readline() == "fnn: another process is training it, waiting for the end of its epoch\n"
+    _, errors = older.communicate()
     assert older.returncode == 1
-    stopped = re.fullmatch(r"train: stopped after epoch (\d+), for a newer process goes on from there\n", told)
-    out, _ = newer.communicate()
-    assert newer.returncode == 0
-    assert f"going on after epoch {stopped[1]}\n" in out
-    assert not artifacts.checkpoint("fnn").exists()
+    stopped = re.fullmatch(r"train: stopped after epoch (\d+): a newer process resumes from there\n", errors)
+    resumed = next(line for line in newer.stdout if "resuming" in line)
+    assert resumed == f"artifacts/fnn/.checkpoint: resuming after epoch {stopped[1]}\n"
 
 
-def test_nothing_is_left_to_a_newer_training_that_waits_for_the_last_epoch(workspace, capsys):
-    train.main("fnn")
-    expected = outcome("fnn")
-    forget("fnn")
-    wanted = iter([False] * 7 + [True])
-    with pytest.raises(UserError, match="^stopped after epoch 8, for a newer process goes on from there$"):
-        train.train("fnn", params.load(), lambda: next(wanted))
+def test_a_process_preempted_in_its_last_epoch_leaves_a_finished_checkpoint(workspace, capsys):
+    expected = train_from_the_start("fnn")
+    preempted = iter([False] * 7 + [True])
+    with pytest.raises(UserError, match="^stopped after epoch 8: a newer process resumes from there$"):
+        train.train("fnn", params.load_params(), lambda: next(preempted))
     capsys.readouterr()
     train.main("fnn")
-    assert "going on after epoch 8\n" in capsys.readouterr().out
-    assert outcome("fnn") == expected
+    assert "resuming after epoch 8\n" in capsys.readouterr().out
+    assert results("fnn") == expected

@@ -12,20 +12,20 @@ LABELS = artifacts.DATA / artifacts.TEST_LABELS
 
 @pytest.fixture
 def accept(change):
-    """Declare the files as they are now to be the data set."""
+    """A function that sets data.sha256 to the digests of the present files, and returns the data's parameters."""
 
-    def declare():
+    def set_digests():
         change({"data.sha256": digests(artifacts.DATA)})
-        return params.load().data
+        return params.load_params().data
 
-    return declare
+    return set_digests
 
 
-def test_a_written_file_is_read_back(workspace, accept):
+def test_a_written_idx_file_is_read_back(workspace, accept):
     images = np.random.default_rng(0).integers(256, size=(3, 28, 28), dtype=np.uint8)
-    idx.write(IMAGES, images)
-    idx.write(LABELS, np.array([7, 0, 9]))
-    split = dataset.load_test(accept())
+    idx.write_idx(IMAGES, images)
+    idx.write_idx(LABELS, np.array([7, 0, 9]))
+    split = dataset.load_test_set(accept())
     assert split.images.dtype == torch.uint8
     assert torch.equal(split.images, torch.from_numpy(images).unsqueeze(1))
     assert split.labels.dtype == torch.int64
@@ -34,15 +34,17 @@ def test_a_written_file_is_read_back(workspace, accept):
 
 def test_a_missing_file_is_named(workspace):
     LABELS.unlink()
-    with pytest.raises(UserError, match=f"^{LABELS} is missing; `dvc repro` makes it$"):
-        dataset.load_test(params.load().data)
+    with pytest.raises(UserError, match=f"^{LABELS}: expected a file, got none; `dvc repro` writes it$"):
+        dataset.load_test_set(params.load_params().data)
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:500] + b"?" + content[501:]])
-def test_a_damaged_file_is_named(workspace, damage):
-    IMAGES.write_bytes(damage(IMAGES.read_bytes()))
-    with pytest.raises(UserError, match=f"^{IMAGES} is damaged: its SHA-256 is .* `dvc repro download` restores it$"):
-        dataset.load_test(params.load().data)
+@pytest.mark.parametrize("alter", [lambda content: content[:-1], lambda content: content[:500] + b"?" + content[501:]])
+def test_an_altered_file_is_named(workspace, alter):
+    IMAGES.write_bytes(alter(IMAGES.read_bytes()))
+    with pytest.raises(
+        UserError, match=f"^{IMAGES}: expected the SHA-256 .*, got .*; `dvc repro download` restores the file$"
+    ):
+        dataset.load_test_set(params.load_params().data)
 
 
 @pytest.mark.parametrize(
@@ -50,24 +52,24 @@ def test_a_damaged_file_is_named(workspace, damage):
 )
 def test_a_file_of_another_format_is_named(workspace, accept, content):
     LABELS.write_bytes(content)
-    with pytest.raises(UserError, match=f"^{LABELS} is no IDX file of bytes"):
-        dataset.load_test(accept())
+    with pytest.raises(UserError, match=f"^{LABELS}: expected an IDX file of unsigned bytes, got {len(content)} bytes"):
+        dataset.load_test_set(accept())
 
 
-def test_no_images_are_no_data_set(workspace, accept):
-    idx.write(IMAGES, np.zeros((0, 28, 28)))
-    idx.write(LABELS, np.zeros(0))
-    with pytest.raises(UserError, match=r"is \[0, 28, 28\], .* \[0\]; allowed: "):
-        dataset.load_test(accept())
+def test_a_data_set_without_images_is_a_user_error(workspace, accept):
+    idx.write_idx(IMAGES, np.zeros((0, 28, 28)))
+    idx.write_idx(LABELS, np.zeros(0))
+    with pytest.raises(UserError, match=r"expected \[n, 28, 28\] and \[n\] with n > 0, got \[0, 28, 28\] and \[0\]$"):
+        dataset.load_test_set(accept())
 
 
-def test_images_of_another_size_are_refused(workspace, accept):
-    idx.write(IMAGES, np.zeros((3, 32, 32)))
-    with pytest.raises(UserError, match=r"is \[3, 32, 32\], .* \[297\]; allowed: \[n, 28, 28\] and \[n\] with n > 0$"):
-        dataset.load_test(accept())
+def test_images_of_another_size_are_a_user_error(workspace, accept):
+    idx.write_idx(IMAGES, np.zeros((3, 32, 32)))
+    with pytest.raises(UserError, match=r"expected \[n, 28, 28\] and \[n\] .*, got \[3, 32, 32\] and \[297\]$"):
+        dataset.load_test_set(accept())
 
 
-def test_a_label_beyond_the_classes_is_refused(workspace, change, accept):
+def test_a_label_without_a_class_is_a_user_error(workspace, change, accept):
     change({"data.classes": ["zero", "one"]})
-    with pytest.raises(UserError, match="has the label 9; allowed: 0 to 1, for the 2 data.classes"):
-        dataset.load_test(accept())
+    with pytest.raises(UserError, match="-labels-idx1-ubyte: expected labels from 0 to 1, as data.classes .*, got 9$"):
+        dataset.load_test_set(accept())

@@ -6,46 +6,84 @@ import sys
 import pytest
 import torch
 
-from stages import devices
+from stages import artifacts, devices
 from stages.errors import UserError
 from tests.conftest import PROJECT
 
+needs_linux = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs Linux with glibc and GNU OpenMP")
 
-def test_the_cpu_can_always_be_chosen():
-    assert devices.choose("cpu") == torch.device("cpu")
+
+def run_python(script: str, folder=PROJECT, **variables: str) -> str:
+    """Run a script in a process with only these settings of OpenMP, which prints them, and return its output."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"PYTHONPATH": str(PROJECT), "OMP_DISPLAY_ENV": "verbose"} | variables
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=folder, env=environment, stdout=-1, stderr=-2, text=True, check=True).stdout
+
+
+def test_the_cpu_is_always_available():
+    assert devices.select_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "chosen"), [(True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+    ("cuda", "mps", "selected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )
-def test_auto_is_the_fastest_that_is_there(monkeypatch, cuda, mps, chosen):
+def test_auto_selects_cuda_then_mps_then_the_cpu(monkeypatch, cuda, mps, selected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert devices.choose("auto") == torch.device(chosen)
+    assert devices.select_device("auto") == torch.device(selected)
 
 
-def test_a_device_that_is_not_there_is_a_users_mistake(monkeypatch):
+def test_an_unavailable_device_is_a_user_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UserError, match="device is 'cuda', which this machine lacks; allowed: auto, cpu$"):
-        devices.choose("cuda")
+    with pytest.raises(UserError, match="^device: expected auto or cpu on this machine, got cuda$"):
+        devices.select_device("cuda")
 
 
-def test_the_number_of_threads_is_what_it_is_told_or_pytorchs(monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    devices.use_threads(0)
-    devices.use_threads(3)
-    assert calls == [3]
+def test_the_environment_names_processor_and_threads():
+    assert devices.environment(torch.device("cpu")) == {
+        "device": "cpu",
+        "processor": devices.processor_name(),
+        "threads": torch.get_num_threads(),
+    }
+    assert devices.processor_name()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc on Linux")
+@needs_linux
+def test_threads_and_spin_count_of_the_user_are_kept_and_params_may_set_other_threads():
+    script = (
+        "import torch; from stages import devices\n"
+        "devices.set_cpu_threads(0); print(torch.get_num_threads())\n"
+        "devices.set_cpu_threads(3); print(torch.get_num_threads())"
+    )
+    out = run_python(script, OMP_NUM_THREADS="2", GOMP_SPINCOUNT="7")
+    assert out.splitlines()[-2:] == ["2", "3"]
+    assert "GOMP_SPINCOUNT = '7'" in out
+
+
+@needs_linux
+def test_a_process_that_may_use_one_cpu_uses_one_thread(models, workspace):
+    script = (
+        "import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])\n"
+        "import stages, torch; from pathlib import Path; from stages import devices, inference\n"
+        "devices.set_cpu_threads(0)\n"
+        f"session = inference.open_session(Path('{artifacts.onnx('fnn')}'), classes=10)\n"
+        "print(torch.get_num_threads(), session.get_session_options().intra_op_num_threads)\n"
+        "print(os.environ['OMP_NUM_THREADS'], os.environ['GOMP_SPINCOUNT'])"
+    )
+    assert run_python(script, workspace).splitlines()[-2:] == ["1 1", "1 10000"]
+
+
+@needs_linux
 def test_freed_memory_is_kept():
-    def resident_pages(preparation: str) -> int:
-        """Of a process that has freed 256 MiB."""
-        script = f"import torch; from stages import devices; {preparation}; torch.ones(2**26)"
-        script += "; print(open('/proc/self/statm').read().split()[1])"
-        return int(subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, check=True).stdout)
-
-    kept = resident_pages("devices.keep_freed_memory()") - resident_pages("pass")
-    assert kept * os.sysconf("SC_PAGE_SIZE") > 200 * 2**20
+    script = (
+        "import torch; from stages import devices\n"
+        "def allocate_and_free():\n"
+        "    before = resident_pages(); torch.ones(2**26); print(resident_pages() - before)\n"
+        "def resident_pages(): return int(open('/proc/self/statm').read().split()[1])\n"
+        "allocate_and_free(); devices.keep_freed_memory(); allocate_and_free()"
+    )
+    returned, kept = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in run_python(script).split()[-2:])
+    assert returned < 2**20 * 50
+    assert kept > 2**20 * 200

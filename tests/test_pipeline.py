@@ -1,4 +1,4 @@
-"""The whole pipeline in miniature: real `dvc repro` in a temporary clone of the project."""
+"""The whole pipeline in miniature: `dvc repro` in a clone of the project with a small data set."""
 
 import shutil
 import subprocess
@@ -6,28 +6,43 @@ import time
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from stages import artifacts
-from tests.conftest import STAGES, edit_params, environment, repro, run
+from checks import lock
+from stages import artifacts, import_graph
+from tests.conftest import PROJECT, STAGES, call, commit, edit_params, environment, repro, run
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in (folder / artifacts.ROOT).rglob("[!.]*") if path.is_file()}
+    """Return the content of every file in artifacts/, except hidden ones."""
+    files = (path for path in (folder / artifacts.ROOT).rglob("[!.]*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
-def test_every_declared_result_is_there_and_small_ones_are_in_git(built):
-    tracked = set(run(built, "git", "ls-files", "artifacts").stdout.split())
+@pytest.mark.parametrize("stage", ["check", "download", *STAGES])
+def test_the_dependencies_in_dvc_yaml_are_the_modules_that_the_stage_imports(stage):
+    definition = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"][stage]
+    declared = [path for path in definition["deps"] if path.endswith(".py")]
+    imported = import_graph.imported_modules(PROJECT / "stages" / f"{stage}.py")
+    assert sorted(declared) == [path.as_posix() for path in imported]
+
+
+def test_every_output_exists_and_small_ones_are_in_git(built):
+    tracked = set(call(built, "git", "ls-files", "artifacts").split())
     for model in ("fnn", "cnn"):
         for path in (
             artifacts.evaluation(model),
+            artifacts.metrics(model),
+            artifacts.metrics_int8(model),
             artifacts.per_class(model),
             artifacts.confusion(model),
             artifacts.robustness(model),
             artifacts.verification(model),
             artifacts.verification_int8(model),
-            artifacts.card(model),
-            artifacts.card(artifacts.int8(model)),
+            artifacts.model_card(model),
+            artifacts.model_card(artifacts.int8_name(model)),
             artifacts.training(model) / "metrics.json",
+            artifacts.training_environment(model),
         ):
             assert str(path) in tracked
         for path in (
@@ -36,54 +51,64 @@ def test_every_declared_result_is_there_and_small_ones_are_in_git(built):
             artifacts.differences(model),
             artifacts.differences_int8(model),
             artifacts.onnx(model),
-            artifacts.onnx(artifacts.int8(model)),
+            artifacts.onnx(artifacts.int8_name(model)),
             artifacts.triton_config(model),
-            artifacts.class_names(model),
+            artifacts.labels(model),
             artifacts.checksums(model),
         ):
             assert (built / path).is_file()
             assert str(path) not in tracked
+    assert ("download", "artifacts/data") in lock.locked_digests(built)
+    assert not list((built / artifacts.ROOT).rglob(".checkpoint"))
 
 
 def test_nothing_runs_when_nothing_changed(clone):
     assert repro(clone) == set()
-    assert run(clone, "dvc", "status").stdout == "Data and pipelines are up to date.\n"
+    assert call(clone, "dvc", "status") == "Data and pipelines are up to date.\n"
 
 
-def test_a_fresh_clone_evaluates_and_verifies_what_it_reproduces(clone):
+def test_a_fresh_clone_verifies_its_models_although_the_result_is_in_git(clone):
     shutil.rmtree(clone / ".dvc" / "cache")
-    run(clone, "git", "clean", "-fdX", "artifacts")
-    stages = {f"{stage}@fnn" for stage in STAGES if stage != "card"}
-    assert repro(clone, "evaluate@fnn", "verify@fnn", "verify_int8@fnn") == {"download"} | stages
-    assert run(clone, "git", "status", "--porcelain").stdout == ""
+    call(clone, "git", "clean", "-fdXq", "artifacts")
+    assert repro(clone, "verify@fnn") == {"download", "train@fnn", "export@fnn", "verify@fnn"}
+    assert call(clone, "git", "status", "--porcelain") == ""
 
 
-def test_a_learning_rate_retrains_its_model_alone(clone):
+def test_a_change_of_a_learning_rate_trains_only_its_model(clone):
     edit_params(clone / "params.yaml", {"recipes.default.fnn.learning_rate": 0.05})
-    assert repro(clone, "train@fnn", "verify@cnn", "evaluate@cnn") == {"check", "train@fnn"}
+    assert repro(clone, "--dry", "train", "evaluate@cnn", "verify@cnn") == {"check", "train@fnn"}
 
 
-def test_a_change_of_the_evaluation_retrains_nothing(clone):
+def test_a_change_of_the_evaluation_trains_nothing(clone):
     with (clone / "stages" / "evaluate.py").open("a") as code:
         code.write("# changed\n")
     assert repro(clone, "--dry") == {"evaluate@fnn", "evaluate@cnn"}
 
 
-def test_removed_results_come_back_from_the_cache(clone):
+def test_removed_outputs_are_restored_from_the_cache(clone):
     before = contents(clone)
     shutil.rmtree(clone / "artifacts" / "cnn")
     assert repro(clone) == set()
     assert contents(clone) == before
 
 
+def test_damaged_outputs_are_restored(clone):
+    before = contents(clone)
+    for path in (artifacts.DATA / artifacts.TEST_LABELS, artifacts.weights("fnn"), artifacts.onnx("cnn")):
+        (clone / path).write_bytes(b"damaged")
+    assert repro(clone) == {"download"}  # DVC restores the others from its cache
+    assert contents(clone) == before
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("recipes.default.cnn.dropout", 1.5, "recipes.default.cnn.dropout is 1.5: input should be less than 1"),
-        ("data.sources", ["./nowhere"], "no source delivers the data set"),
+        ("recipes.default.cnn.dropout", 1.5, "recipes.default.cnn.dropout: expected x < 1.0, got 1.5"),
+        ("data.classes", ["0", "1"], "expected labels from 0 to 1, as data.classes in params.yaml has 2 names, got 9"),
+        ("data.sources", ["./nowhere"], "expected the data set from one of data.sources, got none"),
     ],
 )
-def test_a_mistake_in_the_parameters_costs_no_earlier_result(clone, key, value, message):
+def test_an_invalid_parameter_keeps_all_earlier_outputs(clone, key, value, message):
     before = contents(clone)
     edit_params(clone / "params.yaml", {key: value})
     ended = run(clone, "dvc", "repro")
@@ -93,40 +118,83 @@ def test_a_mistake_in_the_parameters_costs_no_earlier_result(clone, key, value, 
     assert contents(clone) == before
 
 
-def test_a_killed_repro_goes_on_from_its_last_epoch_to_the_same_bytes(clone):
+def test_a_killed_repro_resumes_from_its_last_epoch_to_the_same_bytes(clone):
     edit_params(clone / "params.yaml", {"recipes.default.fnn.epochs": 60, "recipes.default.fnn.batch_size": 8})
     repro(clone, "train@fnn")
     expected = contents(clone)
+    artifacts.remove(clone / artifacts.checkpoint("fnn"))
     repro_again = ["dvc", "repro", "--force", "--single-item", "train@fnn"]
 
-    in_shell = environment() | {"SHELL": "/bin/sh"}  # which may stay between DVC and the stage, and outlive DVC
+    in_shell = environment() | {"SHELL": "/bin/sh"}  # the stage's process outlives DVC and its shell
     dvc = subprocess.Popen(repro_again, cwd=clone, env=in_shell, stdout=subprocess.DEVNULL)
     while not (clone / artifacts.checkpoint("fnn")).exists():
         assert dvc.poll() is None
         time.sleep(0.01)
     dvc.kill()
     dvc.wait()
-    out = run(clone, *repro_again).stdout
-    assert "going on after epoch" in out
+    out = call(clone, *repro_again)
+    assert "resuming after epoch" in out
     assert "epoch  1/60" not in out
     assert contents(clone) == expected
 
 
-def test_damaged_results_are_restored(clone):
-    before = contents(clone)
-    for path in (artifacts.DATA / artifacts.TEST_LABELS, artifacts.weights("fnn"), artifacts.onnx("cnn")):
-        (clone / path).write_bytes(b"damaged")
-    assert repro(clone) == {"download"}  # the rest comes from the cache
-    assert contents(clone) == before
+def test_weights_that_dvc_cannot_save_are_not_trained_again(clone):
+    edit_params(clone / "params.yaml", {"recipes.default.fnn.epochs": 3})
+    full_disk = (
+        "import errno, os; from dvc.cli import main; from dvc.output import Output; commit = Output.commit\n"
+        "def fail(output, *arguments, **options):\n"
+        "    if not output.def_path.endswith('weights.safetensors'): return commit(output, *arguments, **options)\n"
+        "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "Output.commit = fail; raise SystemExit(main(['repro', 'train@fnn']))"
+    )
+    ended = run(clone, "python", "-c", full_disk)
+    assert ended.returncode != 0
+    assert "epoch 3/3" in ended.stdout, ended.stderr
+    assert "failed to reproduce 'train@fnn'" in ended.stderr
+    out = call(clone, "dvc", "repro", "evaluate@fnn")
+    assert "resuming after epoch 3\n" in out
+    assert "epoch 3/3" not in out
+    assert not (clone / artifacts.checkpoint("fnn")).exists()
 
 
-def test_metrics_plots_and_models_are_declared(clone):
-    metrics = run(clone, "dvc", "metrics", "show", "--json").stdout
-    assert "artifacts/cnn/evaluation.json" in metrics
+def test_the_last_commit_is_restored_after_another_model_was_built(clone):
+    before = contents(clone), call(clone, "git", "status", "--porcelain", "--ignored")
+    edit_params(clone / "params.yaml", {"models": ["fnn", "keras_fnn"], "recipe": "notebook"})
+    edit_params(clone / "params.yaml", {"recipes.notebook.keras_fnn.epochs": 1})
+    assert repro(clone, "export@keras_fnn") == {"check", "train@keras_fnn", "export@keras_fnn"}
+    call(clone, "git", "restore", ".")
+    call(clone, "python", "-m", "checks.prune")
+    repro(clone)
+    assert (contents(clone), call(clone, "git", "status", "--porcelain", "--ignored")) == before
+
+
+def test_weights_of_this_machine_are_not_trained_again_after_the_commit_of_another_is_restored(clone):
+    """On another processor the weights have other bytes than in the commit's dvc.lock, and those are in no cache."""
+    weights = clone / artifacts.weights("fnn")
+    digest = lock.locked_digests(clone)["train@fnn", str(artifacts.weights("fnn"))]
+    (clone / "dvc.lock").write_text((clone / "dvc.lock").read_text().replace(digest, "f" * 32))
+    commit(clone)
+    shutil.rmtree(clone / ".dvc" / "cache" / "runs")
+    weights.unlink()
+    assert repro(clone, "train@fnn") == {"train@fnn"}
+    trained = weights.read_bytes()
+
+    call(clone, "git", "restore", ".")
+    assert repro(clone, "train@fnn") == set()
+    assert weights.read_bytes() == trained
+    weights.unlink()
+    call(clone, "git", "restore", ".")
+    assert repro(clone, "train@fnn") == set()
+    assert weights.read_bytes() == trained
+
+
+def test_metrics_and_plots_are_declared(clone):
+    metrics = call(clone, "dvc", "metrics", "show", "--json")
+    assert "artifacts/cnn/metrics.json" in metrics
+    assert "artifacts/cnn/metrics_int8.json" in metrics
     assert "calibration_error" in metrics
-    plots = run(clone, "dvc", "plots", "show")
-    assert plots.returncode == 0
-    assert "failed" not in plots.stderr
+    assert run(clone, "dvc", "plots", "show").stderr == ""
     page = (clone / "dvc_plots" / "index.html").read_text()
-    for title in ("fnn loss", "cnn accuracy", "confusion.csv", "per_class.csv", "robustness.csv", "mistakes.png"):
+    titles = ["Loss: training", "Accuracy: training", "cnn: confusion matrix", "cnn: errors by class"]
+    for title in [*titles, "cnn: robustness", "cnn_mistakes.png", "fnn_differences.png", "cnn_differences_int8.png"]:
         assert title in page

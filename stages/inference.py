@@ -1,27 +1,29 @@
-"""ONNX Runtime: open an exported model, and ask it."""
+"""Inference with ONNX Runtime."""
 
 from pathlib import Path
 
+import joblib
 import numpy as np
+from numpy.typing import NDArray
 from onnxruntime import InferenceSession, SessionOptions
 
 from stages import artifacts
-from stages.dataset import IMAGE_SHAPE
 from stages.errors import UserError, one_line
+from stages.images import IMAGE_SHAPE
 
 
 def open_session(path: Path, classes: int, threads: int = 0) -> InferenceSession:
-    """Load an ONNX file on the CPU, to run on so many threads; 0: one for each core.
+    """Load an ONNX file on the CPU with `threads` intra-op threads; 0: one for each core that this process may use.
 
-    Raises UserError if it is missing, cannot be loaded or has another signature.
+    Raises UserError if the file is missing, cannot be loaded or has another signature.
     """
-    artifacts.require(path)
+    artifacts.require_file(path)
     options = SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or joblib.cpu_count()
     try:
         session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no class in common
-        raise UserError(f"{path} cannot be loaded: {one_line(error)}") from error
+    except Exception as error:  # ONNX Runtime's errors have no common base class
+        raise UserError(f"{path}: expected a model for ONNX Runtime, got {one_line(error)}") from error
     found = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
     expected = [
         ("image", "tensor(uint8)", ["batch", *IMAGE_SHAPE]),
@@ -29,12 +31,15 @@ def open_session(path: Path, classes: int, threads: int = 0) -> InferenceSession
         ("probabilities", "tensor(float)", ["batch", classes]),
     ]
     if found != expected:
-        raise UserError(f"{path} has the inputs and outputs {found}; allowed: {expected}")
+        raise UserError(f"{path}: expected the inputs and outputs {expected}, got {found}")
     return session
 
 
-def answers(session: InferenceSession, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def predict(
+    session: InferenceSession, images: NDArray[np.uint8], batch_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return labels, int64 [n], and probabilities, float32 [n, classes], of uint8 images [n, 1, 28, 28]."""
     batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-    labels, probabilities = zip(*(session.run(["label", "probabilities"], {"image": batch}) for batch in batches))
+    outputs = [session.run(["label", "probabilities"], {"image": batch}) for batch in batches]
+    labels, probabilities = zip(*outputs)
     return np.concatenate(labels), np.concatenate(probabilities)

@@ -1,0 +1,50 @@
+"""Print a table of the models' metrics and the next commands, as `make repro` does when it ends."""
+
+import subprocess
+
+from checks import prune
+from stages import artifacts, command, params
+
+COLUMNS = ("model", "test accuracy", "loss", "calibration error", "robustness", "int8 accuracy")
+COMMIT = f'git add {artifacts.ROOT} dvc.lock && git commit --message "Reproduce the pipeline"'
+NEXT_COMMANDS = (
+    ("make serve", "serve the models, with a page to draw digits on"),
+    ("source .venv/bin/activate", "use dvc and python in this shell"),
+    ("dvc exp run -S recipes.default.fnn.learning_rate=0.5", "change a hyperparameter, then compare: dvc metrics diff"),
+)
+
+
+def main() -> None:
+    """Print the metrics of params.yaml's models, and the next commands."""
+    models = params.load_params().models
+    print("", results_table(models), "", sep="\n")
+    if stale := prune.stale_models(models):
+        print(f"not in models, but still in the workspace: {', '.join(stale)}; `python -m checks.prune` removes them\n")
+    if changed := changed_files():
+        print(f"{changed} result files differ from the last commit. Commit them: later changes are compared with it.")
+        print(f"  {COMMIT}\n")
+    print("next:")
+    width = max(len(line) for line, _ in NEXT_COMMANDS)
+    print(*(f"  {line:<{width}}  # {comment}" for line, comment in NEXT_COMMANDS), sep="\n")
+
+
+def results_table(models: list[str]) -> str:
+    """Return a Markdown table of the metrics on the test set; robustness is the mean over the perturbations."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for model in models:
+        float32 = artifacts.read_json(artifacts.metrics(model))[model]
+        int8 = artifacts.read_json(artifacts.metrics_int8(model))[artifacts.int8_name(model)]
+        cells = [f"{float32['accuracy']:.2%}", f"{float32['loss']:.4f}", f"{float32['calibration_error']:.4f}"]
+        cells += [f"{float32['robustness']:.2%}" if "robustness" in float32 else "", f"{int8['accuracy']:.2%}"]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def changed_files() -> int:
+    """Return how many result files differ from the last commit, or are not in it."""
+    status = ["git", "status", "--porcelain", "--", str(artifacts.ROOT), "dvc.lock"]
+    return len(subprocess.run(status, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
+if __name__ == "__main__":
+    command.run(main)
