@@ -1,12 +1,14 @@
-"""A load of the same request again and again, over some connections, each of which waits for its answer.
+"""Load generator: sends one request repeatedly over several connections, each of which waits for its response.
 
-It runs as a process of its own, `python -m benchmarks.load PORT CONNECTIONS SECONDS < REQUEST`, and prints in JSON how
-many seconds each answer took, and what share of a core the load itself did: it should not be what is measured.
+It is a process of its own: `python -m benchmarks.load_generator PORT CONNECTIONS SECONDS < REQUEST` prints as JSON the
+latency of each response in seconds, and the share of a core that it used itself, which shows whether it limits the
+throughput that it measures.
 """
 
 import asyncio
 import sys
 import time
+from typing import cast
 
 import httptools
 import orjson
@@ -14,19 +16,19 @@ import uvloop
 
 
 class Client(asyncio.Protocol):
-    """A connection that sends the request anew with each answer, until time is up."""
+    """A connection that sends the request again after each response, until the time `end`."""
 
-    def __init__(self, request: bytes, end: float):
+    def __init__(self, request: bytes, end: float) -> None:
         self.request = request
         self.end = end
-        self.seconds: list[float] = []
-        self.closed = asyncio.get_running_loop().create_future()
+        self.latencies: list[float] = []
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.send()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.send_request()
 
-    def send(self) -> None:
+    def send_request(self) -> None:
         self.parser = httptools.HttpResponseParser(self)
         self.start = time.perf_counter()
         self.transport.write(self.request)
@@ -36,21 +38,22 @@ class Client(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         now = time.perf_counter()
-        self.seconds.append(now - self.start)
+        self.latencies.append(now - self.start)
         if self.parser.get_status_code() != 200 or now >= self.end:
             self.transport.close()
-        else:
-            asyncio.get_running_loop().call_soon(self.send)
+        else:  # not from within the parser's callback, because send_request replaces the parser
+            asyncio.get_running_loop().call_soon(self.send_request)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc or time.perf_counter() < self.end:
-            self.closed.set_exception(exc or RuntimeError(f"closed early, status {self.parser.get_status_code()}"))
+            status = self.parser.get_status_code()
+            self.closed.set_exception(exc or RuntimeError(f"connection closed early, last status {status}"))
         else:
             self.closed.set_result(None)
 
 
-async def load(request: bytes, port: int, connections: int, seconds: float) -> list[float]:
-    """Return how many seconds each answer took."""
+async def generate_load(request: bytes, port: int, connections: int, seconds: float) -> list[float]:
+    """Send the request over all connections, and return the latency of each response in seconds."""
     end = time.perf_counter() + seconds
     loop = asyncio.get_running_loop()
     clients = []
@@ -58,17 +61,18 @@ async def load(request: bytes, port: int, connections: int, seconds: float) -> l
         _, client = await loop.create_connection(lambda: Client(request, end), "127.0.0.1", port)
         clients.append(client)
     await asyncio.gather(*(client.closed for client in clients))
-    return [seconds for client in clients for seconds in client.seconds]
+    return [latency for client in clients for latency in client.latencies]
 
 
 def main() -> None:
     port, connections, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     request = sys.stdin.buffer.read()
-    uvloop.run(load(request, port, connections, seconds / 5))  # warm-up
-    start, busy = time.perf_counter(), time.process_time()
-    answers = uvloop.run(load(request, port, connections, seconds))
-    wall = time.perf_counter() - start
-    print(orjson.dumps({"seconds": answers, "wall": wall, "busy": (time.process_time() - busy) / wall}).decode())
+    uvloop.run(generate_load(request, port, connections, seconds / 5))  # warm-up
+    start, cpu_start = time.perf_counter(), time.process_time()
+    latencies = uvloop.run(generate_load(request, port, connections, seconds))
+    elapsed = time.perf_counter() - start
+    cpu_share = (time.process_time() - cpu_start) / elapsed
+    print(orjson.dumps({"latencies": latencies, "elapsed": elapsed, "cpu_share": cpu_share}).decode())
 
 
 if __name__ == "__main__":

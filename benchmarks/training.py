@@ -1,9 +1,12 @@
-"""Train the course notebook's way and ours, in turns, and compare accuracy and time.
+"""Compare the accuracy and the training time of the course notebook's loop with those of the pipeline's recipes.
 
-The notebook's way is its PyTorch half: torchvision's data set with a transform for each image, a DataLoader, batches
-of 128, plain SGD, its order of layers, 10 epochs of all 60,000 training images. Our ways are the recipes of
-params.yaml, on the images that are not held out for validation. Every training has a process of its own. Seconds are
-those of the training loop; ours include the validation and the checkpoint after each epoch.
+The notebook's loop is that of its PyTorch half: torchvision's data set with a transform of each image, a DataLoader,
+batches of 128, plain SGD, the notebook's order of layers, 10 epochs of all 60,000 training images. The recipes are
+those of params.yaml, on the training split without the validation split. The trainings alternate between the setups,
+each in a process of its own. Seconds are those of the training loop; a recipe's include the validation and the
+checkpoint after each epoch.
+
+With --shared, compare waiting policies of OpenMP on an idle and on a shared CPU instead.
 """
 
 import argparse
@@ -24,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from benchmarks import trials
-from stages import artifacts, dataset, params, train
+from benchmarks import shared_cpu, trials
+from stages import artifacts, images, params, train
 from stages.errors import UserError
 
 NOTEBOOK = "notebook's loop"  # not "notebook", which is a recipe for our loop
@@ -46,60 +49,87 @@ NOTEBOOK_NETWORKS = {
 
 
 @dataclass
-class Training:
+class TrainingResult:
     """One finished training."""
 
     model: str
-    way: str  # NOTEBOOK, or the name of a recipe
+    setup: str  # NOTEBOOK, or the name of a recipe
     seed: int
     epochs: int
     accuracy: float  # on the test set
-    seconds: float
-    images: int  # trained on, over all epochs
-    flop: float  # spent on them, without the optimizer
-    peak: float  # of this machine just before, in FLOP/s
+    seconds: float  # of the training loop
+    images: int  # over all epochs
+    flop: float  # of the forward and backward passes, without the optimizer
+    peak: float  # of this machine, FLOP/s, measured just before
 
     def __str__(self) -> str:
-        return f"{self.model} {self.way} seed {self.seed}: {self.accuracy:.2%}, {self.seconds:.1f} s"
+        return f"{self.model} {self.setup}, seed {self.seed}: {self.accuracy:.2%}, {self.seconds:.1f} s"
 
 
 def main() -> None:
     options = parse_options()
     try:
-        parameters = params.load()
-        ways = [NOTEBOOK, *options.recipes]
-        tasks = [(model, way, seed) for seed in options.seeds for model in options.models for way in ways]
-        for model, way, _ in tasks:
-            if way != NOTEBOOK and model not in parameters.recipes.get(way, {}):
-                raise UserError(f"params.yaml has no recipes.{way}.{model}; recipes: {', '.join(parameters.recipes)}")
-        trainings = trials.run(functools.partial(measure, quick=options.quick), tasks)
+        if options.shared:
+            print(shared_cpu.shared_cpu_table(options.models, options.rounds, options.spin_counts))
+        else:
+            compare_setups(options)
     except UserError as error:
         sys.exit(f"training: {error}")
-    print(table(trainings))
-    if options.json:
-        artifacts.write_json(options.json, {"trainings": [asdict(training) for training in trainings]})
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=list(NOTEBOOK_NETWORKS), default=list(NOTEBOOK_NETWORKS))
-    parser.add_argument("--recipes", nargs="+", default=["default", "fast"], help="of params.yaml")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--quick", action="store_true", help="a short look: one epoch, one seed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every training there as well")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    models = list(NOTEBOOK_NETWORKS)
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
+    parser.add_argument(
+        "--recipes", nargs="+", default=["default", "fast"], help="of params.yaml (default: default fast)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--quick", action="store_true", help="one epoch and one seed; with --shared, one round")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every training to a JSON file")
+    parser.add_argument("--shared", action="store_true", help="compare waiting policies of OpenMP on a shared CPU")
+    parser.add_argument("--rounds", type=int, default=3, help="of --shared (default: 3)")
+    parser.add_argument(
+        "--spin-counts",
+        nargs="+",
+        type=int,
+        metavar="COUNT",
+        default=shared_cpu.default_spin_counts(),
+        help="values of GOMP_SPINCOUNT for --shared (default: libgomp's, passive waiting, the pipeline's)",
+    )
     options = parser.parse_args()
     if options.quick:
-        options.seeds = options.seeds[:1]
+        options.seeds, options.rounds = options.seeds[:1], 1
     return options
 
 
-def measure(model: str, way: str, seed: int, quick: bool) -> Training:
-    """Measure the machine's peak, train, and test."""
+def compare_setups(options: argparse.Namespace) -> None:
+    """Train each model with each setup and seed, and print the table. Raises UserError for an unknown recipe."""
+    recipes = params.load_params().recipes
+    for model, recipe in itertools.product(options.models, options.recipes):
+        if model not in recipes.get(recipe, {}):
+            known = ", ".join(name for name in recipes if model in recipes[name])
+            raise UserError(f"--recipes: expected recipes of {model} in params.yaml ({known}), got {recipe}")
+    setups = [NOTEBOOK, *options.recipes]
+    tasks = [(model, setup, seed) for seed in options.seeds for model in options.models for setup in setups]
+    results = trials.run_trials(functools.partial(train_and_evaluate, quick=options.quick), tasks)
+    print(training_table(results))
+    if options.json:
+        artifacts.write_json(options.json, {"trainings": [asdict(result) for result in results]})
+
+
+def train_and_evaluate(model: str, setup: str, seed: int, quick: bool) -> TrainingResult:
+    """Measure the machine's peak FLOP/s, train, and evaluate on the test set."""
     peak = matrix_multiply_peak()
-    train_it = train_notebook if way == NOTEBOOK else functools.partial(train_recipe, way)
-    network, epochs, images, seconds = train_it(model, seed, quick)
-    accuracy = trials.accuracy_on_test_set(network, params.load().data)
-    return Training(model, way, seed, epochs, accuracy, seconds, images, images * flop_per_image(network), peak)
+    train_setup = train_notebook if setup == NOTEBOOK else functools.partial(train_recipe, setup)
+    network, epochs, image_count, seconds = train_setup(model, seed, quick)
+    accuracy = trials.evaluate_accuracy(network, params.load_params().data)
+    flop = image_count * flop_per_image(network)
+    return TrainingResult(model, setup, seed, epochs, accuracy, seconds, image_count, flop, peak)
 
 
 def matrix_multiply_peak(size: int = 2048, repeats: int = 20) -> float:
@@ -114,70 +144,74 @@ def matrix_multiply_peak(size: int = 2048, repeats: int = 20) -> float:
 
 
 def train_notebook(model: str, seed: int, quick: bool) -> tuple[nn.Module, int, int, float]:
-    """Return the trained network, the number of epochs and of images, and the seconds of the loop."""
+    """Train with the notebook's loop; return the network, the numbers of epochs and images, the loop's seconds."""
     torch.manual_seed(seed)
     epochs = 1 if quick else NOTEBOOK_EPOCHS
     network = NOTEBOOK_NETWORKS[model]()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=1e-4)
     with tempfile.TemporaryDirectory() as root:
-        raw = Path(root) / "MNIST" / "raw"
+        raw = Path(root) / "MNIST" / "raw"  # where torchvision expects the files
         raw.parent.mkdir()
         raw.symlink_to(artifacts.DATA.resolve())
-        batches = DataLoader(MNIST(root, train=True, transform=ToTensor()), batch_size=128, shuffle=True)
+        training = MNIST(root, train=True, transform=ToTensor())
+    batches = DataLoader(training, batch_size=128, shuffle=True)
     start = time.perf_counter()
     for _ in range(epochs):
         network.train()
         running_loss = 0.0
-        for images, labels in batches:
+        for batch, labels in batches:
             optimizer.zero_grad()
-            loss = cross_entropy(network(images), labels)
+            loss = cross_entropy(network(batch), labels)
             loss.backward()
             optimizer.step()
             running_loss += loss.item()
     seconds = time.perf_counter() - start
-    return network, epochs, epochs * len(batches.dataset), seconds
+    return network, epochs, epochs * len(training), seconds
 
 
 def train_recipe(name: str, model: str, seed: int, quick: bool) -> tuple[nn.Module, int, int, float]:
-    """Return the same for a recipe of params.yaml."""
-    parameters = params.load(model)
+    """Train with a recipe of params.yaml; return the same values as train_notebook."""
+    parameters = params.load_params(model)
     recipe = parameters.recipes[name][model]
-    train.set_up(parameters.threads)
-    network, training, validation = train.prepare(model, parameters, recipe, seed)
+    train.configure_torch(parameters.threads)
+    network, training, validation = train.prepare_training(model, parameters, recipe, seed)
     start = time.perf_counter()
-    finished = trials.fit(network, training, validation, recipe, seed)
-    epochs = sum(1 for _ in itertools.islice(finished, 1 if quick else None))
+    metrics_by_epoch = trials.fit_from_scratch(network, training, validation, recipe, seed)
+    epochs = sum(1 for _ in itertools.islice(metrics_by_epoch, 1 if quick else None))
     seconds = time.perf_counter() - start
     return network, epochs, epochs * len(training), seconds
 
 
 def flop_per_image(network: nn.Module) -> float:
-    """Return the floating-point operations of a forward and a backward pass in products and convolutions."""
+    """Count the floating-point operations of the matrix products and convolutions in a forward and backward pass."""
     network.train()
+    batch = torch.zeros(128, *images.IMAGE_SHAPE)
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(128, *dataset.IMAGE_SHAPE)).sum().backward()
-    return counter.get_total_flops() / 128
+        network(batch).sum().backward()
+    return float(counter.get_total_flops() / len(batch))
 
 
-def table(trainings: list[Training]) -> str:
-    """Lay out means over the seeds, and how many times as fast as the notebook's way each way is."""
-    peak = statistics.median(training.peak for training in trainings)
+def training_table(results: list[TrainingResult]) -> str:
+    """Return a Markdown table of means over the seeds; min is the lowest accuracy of a seed."""
+    peak = statistics.median(result.peak for result in results)
+    columns = ["model", "setup", "seeds", "epochs", "test accuracy", "min", "seconds", "images/s"]
+    columns += ["% of peak FLOP/s", "speed-up"]
     lines = [
         f"Peak of this machine: {peak / 1e9:.0f} GFLOP/s in float32 matrix products",
         "",
-        "| model | way | seeds | epochs | test accuracy | lowest | seconds | images/s | of peak | times as fast |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        "|" + len(columns) * "---|",
     ]
-    groups: dict[tuple[str, str], list[Training]] = {}
-    for training in trainings:
-        groups.setdefault((training.model, training.way), []).append(training)
-    for (model, way), group in groups.items():
-        accuracies = [training.accuracy for training in group]
-        spread = f" ± {statistics.stdev(accuracies):.2%}" if len(group) > 1 else ""
-        seconds = statistics.mean(training.seconds for training in group)
-        notebook_seconds = statistics.mean(training.seconds for training in groups[model, NOTEBOOK])
+    groups: dict[tuple[str, str], list[TrainingResult]] = {}
+    for result in results:
+        groups.setdefault((result.model, result.setup), []).append(result)
+    for (model, setup), group in groups.items():
+        accuracies = [result.accuracy for result in group]
+        deviation = f" ± {statistics.stdev(accuracies):.2%}" if len(group) > 1 else ""
+        seconds = statistics.mean(result.seconds for result in group)
+        notebook_seconds = statistics.mean(result.seconds for result in groups[model, NOTEBOOK])
         lines.append(
-            f"| {model} | {way} | {len(group)} | {group[0].epochs} | {statistics.mean(accuracies):.2%}{spread} "
+            f"| {model} | {setup} | {len(group)} | {group[0].epochs} | {statistics.mean(accuracies):.2%}{deviation} "
             f"| {min(accuracies):.2%} | {seconds:.1f} | {group[0].images / seconds:,.0f} "
             f"| {group[0].flop / seconds / peak:.0%} | {notebook_seconds / seconds:.1f} |"
         )

@@ -1,5 +1,6 @@
-"""Trials, each in a process of its own, with progress and the time left, and what they do alike."""
+"""What the training benchmarks share: a progress report, a process for each trial, the training loop, the accuracy."""
 
+import functools
 import multiprocessing
 import sys
 import tempfile
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from tqdm import tqdm
@@ -18,14 +19,20 @@ from stages.dataset import Split
 from stages.params import Data, Recipe
 
 Result = TypeVar("Result")
+Task = tuple[Any, ...]
 
 
-def run(trial: Callable[..., Result], tasks: list[tuple], at_once: int = 1) -> list[Result]:
-    """Return trial(*task) for each task; write every result, and the time left, to the standard error."""
+def run_trials(trial: Callable[..., Result], tasks: list[Task], parallel: int = 1) -> list[Result]:
+    """Return trial(*task) for each task, each from a new process, `parallel` of them at a time."""
+    return call_with_progress(functools.partial(call_in_process, trial), tasks, parallel)
+
+
+def call_with_progress(function: Callable[..., Result], tasks: list[Task], parallel: int = 1) -> list[Result]:
+    """Return function(*task) for each task, from `parallel` threads; log each result and the time left to stderr."""
     start = time.perf_counter()
-    results = []
-    with ThreadPoolExecutor(at_once) as threads, tqdm(total=len(tasks), unit="trial", disable=None) as progress:
-        for result in threads.map(lambda task: in_process(trial, *task), tasks):
+    results: list[Result] = []
+    with ThreadPoolExecutor(parallel) as threads, tqdm(total=len(tasks), unit="trial", disable=None) as progress:
+        for result in threads.map(lambda task: function(*task), tasks):
             results.append(result)
             left = (time.perf_counter() - start) / len(results) * (len(tasks) - len(results))
             counts = f"{len(results)} of {len(tasks)} done, about {tqdm.format_interval(left)} left"
@@ -34,21 +41,23 @@ def run(trial: Callable[..., Result], tasks: list[tuple], at_once: int = 1) -> l
     return results
 
 
-def in_process(call: Callable[..., Result], *arguments) -> Result:
-    """Return call(*arguments) from a new process."""
+def call_in_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return function(*arguments) from a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(call, *arguments).result()
+        return process.submit(function, *arguments).result()
 
 
-def fit(
+def fit_from_scratch(
     network: nn.Module, training: Split, validation: Split, recipe: Recipe, seed: int
 ) -> Iterator[dict[str, float]]:
-    """Train as the pipeline does, checkpoints included, but from the start and without leaving any."""
+    """Run the pipeline's training loop, which writes a checkpoint after each epoch, in a temporary directory."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(Path(folder) / "checkpoint", fingerprint="")
         yield from train.fit(network, training, validation, recipe, seed, checkpoint)
 
 
-def accuracy_on_test_set(network: nn.Sequential, data: Data) -> float:
-    test = dataset.load_test(data)
-    return evaluate.measure(networks.predict(network, test.images), test.labels)["accuracy"]
+def evaluate_accuracy(network: nn.Module, data: Data) -> float:
+    """Return the network's accuracy on the test set."""
+    test = dataset.load_test_set(data)
+    logits = networks.predict_logits(network, test.images)
+    return float(evaluate.classification_metrics(logits, test.labels)["accuracy"])

@@ -1,4 +1,4 @@
-"""The cnn behind KServe's SDK."""
+"""Serve the cnn with KServe's SDK."""
 
 import cnn
 import kserve
@@ -8,18 +8,25 @@ DATATYPES = ("INT64", "FP32")
 
 
 class Cnn(kserve.Model):
-    def load(self) -> bool:
-        self.session = cnn.session()
-        self.ready = True
-        return self.ready
+    """The cnn for KServe."""
 
-    def predict(self, request: InferRequest, headers=None, response_headers=None) -> InferResponse:
+    def load(self) -> bool:
+        self.session = cnn.open_session()
+        self.ready = True
+        return True
+
+    def predict(
+        self,
+        request: InferRequest,
+        headers: dict[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> InferResponse:
         arrays = self.session.run(cnn.OUTPUTS, {"image": request.inputs[0].as_numpy()})
-        as_bytes = bool((request.parameters or {}).get("binary_data_output"))
+        binary = bool((request.parameters or {}).get("binary_data_output"))
         outputs = []
         for name, datatype, array in zip(cnn.OUTPUTS, DATATYPES, arrays):
             output = InferOutput(name, list(array.shape), datatype)
-            output.set_data_from_numpy(array, binary_data=as_bytes)
+            output.set_data_from_numpy(array, binary_data=binary)
             outputs.append(output)
         return InferResponse(request.id or "", self.name, outputs)
 
@@ -27,4 +34,4 @@ class Cnn(kserve.Model):
 if __name__ == "__main__":
     model = Cnn(cnn.NAME)
     model.load()
-    kserve.ModelServer(http_port=cnn.port(), enable_grpc=False, access_log_format=None).start([model])
+    kserve.ModelServer(http_port=cnn.port_argument(), enable_grpc=False, access_log_format=None).start([model])

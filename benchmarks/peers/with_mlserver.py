@@ -1,4 +1,4 @@
-"""The cnn behind MLServer."""
+"""Serve the cnn with MLServer."""
 
 import asyncio
 
@@ -9,8 +9,10 @@ from mlserver.types import InferenceRequest, InferenceResponse
 
 
 class Cnn(MLModel):
+    """The cnn for MLServer."""
+
     async def load(self) -> bool:
-        self.session = cnn.session()
+        self.session = cnn.open_session()
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
@@ -20,9 +22,9 @@ class Cnn(MLModel):
 
 
 async def main() -> None:
-    port = cnn.port()
-    in_this_process = {"parallel_workers": 0, "metrics_endpoint": None, "debug": False}
-    server = MLServer(Settings(host="127.0.0.1", http_port=port, grpc_port=port + 1, **in_this_process))
+    port = cnn.port_argument()
+    single_process = {"parallel_workers": 0, "metrics_endpoint": None, "debug": False}
+    server = MLServer(Settings(host="127.0.0.1", http_port=port, grpc_port=port + 1, **single_process))
     await server.start([ModelSettings(name=cnn.NAME, implementation=Cnn)])
 
 
