@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import boto3
 import numpy as np
 import pytest
 from filelock import FileLock
+from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 from sklearn.datasets import load_digits
 
@@ -28,6 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported, as the worker
 from stages import artifacts, card, check, evaluate, export, idx, params, quantize, train, verify, verify_int8
 
 PROJECT = Path(__file__).parent.parent
+BUCKET = "my-bucket"  # as in docs/
 
 STAGES = ("train", "evaluate", "export", "verify", "quantize", "verify_int8", "card")  # run once for each model
 
@@ -228,6 +231,23 @@ def built(build_once, models_folder: Path, small_params: dict[str, Any]) -> Path
 def clone(built: Path, tmp_path: Path) -> Path:
     """A copy of the reproduced clone with its cache."""
     return shutil.copytree(built, tmp_path / "clone", symlinks=True)
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint():
+    """The URL of an S3 server on the loopback interface, with an empty bucket that keeps versions."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3 = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        s3.create_bucket(Bucket=BUCKET)
+        s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+        yield s3.meta.endpoint_url
+    server.stop()
 
 
 @dataclass

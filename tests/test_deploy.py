@@ -1,6 +1,7 @@
-"""The manifests against KServe's published types, whose package is too heavy to install for this."""
+"""The Kubernetes manifest against the commands of docs/deployment.md and the layout of the model repository."""
 
 import re
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -8,53 +9,46 @@ from ruamel.yaml import YAML
 from stages import artifacts
 from tests.conftest import PROJECT
 
-# the manifest's fields in kserve 0.21's V1beta1InferenceService and the types below it
-RESOURCES = {"cpu": str, "memory": str}
-MODEL = {
-    "modelFormat": {"name": str},
-    "runtime": str,
-    "protocolVersion": str,
-    "storageUri": str,
-    "resources": {"requests": RESOURCES, "limits": RESOURCES},
-}
-INFERENCE_SERVICE = {
-    "apiVersion": str,
-    "kind": str,
-    "metadata": {"name": str, "annotations": {"serving.kserve.io/deploymentMode": str}},
-    "spec": {"predictor": {"serviceAccountName": str, "minReplicas": int, "maxReplicas": int, "model": MODEL}},
-}
-FOLDER = PROJECT / "deploy"
-
-
-def types(value):
-    """The fields of a document, with the types of their values."""
-    return {key: types(field) for key, field in value.items()} if isinstance(value, dict) else type(value)
+UNITS = {"": 1.0, "m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}  # of Kubernetes's quantities
 
 
 @pytest.fixture
-def service() -> dict:
-    return YAML(typ="safe").load(FOLDER / "inferenceservice.yaml")
+def service() -> dict[str, Any]:
+    return YAML(typ="safe").load(PROJECT / "deploy" / "inferenceservice.yaml")
 
 
 @pytest.fixture
-def commands() -> str:
-    return (FOLDER / "README.md").read_text()
+def page() -> str:
+    return (PROJECT / "docs" / "deployment.md").read_text(encoding="utf-8")
 
 
-def test_the_service_has_the_fields_of_kserves_types(service):
-    assert types(service) == INFERENCE_SERVICE
-    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+def test_storage_uri_is_the_model_repository_that_the_commands_publish(service: dict[str, Any], page: str) -> None:
+    (remote,) = re.findall("^dvc remote add v1 (.*)$", page, flags=re.MULTILINE)
+    assert service["spec"]["predictor"]["model"]["storageUri"] == f"{remote}/{artifacts.MODEL_REPOSITORY}"
 
 
-def test_tritons_runtime_serves_the_folder_that_the_commands_publish(service, commands):
-    model = service["spec"]["predictor"]["model"]
-    assert (model["modelFormat"]["name"], model["runtime"]) == ("triton", "kserve-tritonserver")
-    assert model["protocolVersion"] == "v2"
-    (remote,) = re.findall("^dvc remote add v1 (.*)$", commands, flags=re.MULTILINE)
-    assert model["storageUri"] == f"{remote}/{artifacts.MODEL_REPOSITORY}"
-
-
-def test_the_service_runs_in_the_account_that_the_commands_make(service, commands):
+def test_service_account_is_the_one_that_the_commands_create(service: dict[str, Any], page: str) -> None:
     account = service["spec"]["predictor"]["serviceAccountName"]
-    assert f"kubectl create serviceaccount {account}\n" in commands
-    assert f"deployment/{service['metadata']['name']}-predictor" in commands
+    assert f"kubectl create serviceaccount {account}\n" in page
+    assert f"kubectl patch serviceaccount {account} " in page
+
+
+def test_the_commands_name_the_service_and_its_deployment(service: dict[str, Any], page: str) -> None:
+    name = service["metadata"]["name"]
+    assert f"inferenceservice/{name}\n" in page
+    assert f"deployment/{name}-predictor " in page  # KServe's name for it
+
+
+def test_the_runtime_of_the_manifest_is_a_prerequisite(service: dict[str, Any], page: str) -> None:
+    assert f"`{service['spec']['predictor']['model']['runtime']}`" in page
+
+
+@pytest.mark.parametrize("resource", ["cpu", "memory"])
+def test_resource_requests_are_within_the_limits(service: dict[str, Any], resource: str) -> None:
+    resources = service["spec"]["predictor"]["model"]["resources"]
+    assert quantity(resources["requests"][resource]) <= quantity(resources["limits"][resource])
+
+
+def quantity(text: str) -> float:
+    number, unit = re.fullmatch(r"([0-9.]+)(.*)", text).groups()
+    return float(number) * UNITS[unit]

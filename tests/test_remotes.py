@@ -6,30 +6,10 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 
 from stages import artifacts
-from tests.conftest import call, commit, edit_params, repro
-
-BUCKET = "my-bucket"
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    """The URL of an S3 server on the loopback interface, with an empty bucket that keeps versions."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3 = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
-        s3.create_bucket(Bucket=BUCKET)
-        s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
-        yield s3.meta.endpoint_url
-    server.stop()
+from tests.conftest import BUCKET, call, commit, edit_params, repro
 
 
 def add_remote(folder: Path, name: str, url: str, **options: str) -> None:
@@ -43,7 +23,7 @@ def test_a_fresh_clone_pulls_what_was_pushed_and_runs_no_stage(clone, tmp_path, 
     if kind == "folder":
         add_remote(clone, "storage", str(tmp_path / "storage"))
     else:
-        add_remote(clone, "storage", f"s3://{BUCKET}/mnist", endpointurl=request.getfixturevalue("endpoint"))
+        add_remote(clone, "storage", f"s3://{BUCKET}/mnist", endpointurl=request.getfixturevalue("s3_endpoint"))
     call(clone, "dvc", "remote", "default", "storage")
     call(clone, "dvc", "push")
     commit(clone)
@@ -57,14 +37,14 @@ def test_a_fresh_clone_pulls_what_was_pushed_and_runs_no_stage(clone, tmp_path, 
         assert (fresh / path).read_bytes() == (clone / path).read_bytes()
 
 
-def test_a_version_aware_remote_keeps_each_version_in_tritons_layout(clone, endpoint):
-    s3 = boto3.client("s3", endpoint_url=endpoint)
+def test_a_version_aware_remote_keeps_each_version_in_tritons_layout(clone, s3_endpoint):
+    s3 = boto3.client("s3", endpoint_url=s3_endpoint)
     published = {}
     for version, license in {"v1": "MIT", "v2": "CC0-1.0"}.items():
         edit_params(clone / "params.yaml", {"license": license})
         repro(clone, "export@fnn", "quantize@fnn")
         commit(clone)
-        add_remote(clone, version, f"s3://{BUCKET}/mnist/{version}", endpointurl=endpoint, version_aware="true")
+        add_remote(clone, version, f"s3://{BUCKET}/mnist/{version}", endpointurl=s3_endpoint, version_aware="true")
         call(clone, "dvc", "push", "--remote", version, "export@fnn", "quantize@fnn")
         call(clone, "git", "restore", "dvc.lock")
         for path in (clone / artifacts.MODEL_REPOSITORY).glob("fnn*/**/*"):
