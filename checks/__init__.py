@@ -1,1 +1,1 @@
-"""Checks of the workspace against the commit, and what `make repro` prints and removes."""
+"""Checks of the workspace against the commit, the results that `make repro` prints, and the removal of old models."""

@@ -25,7 +25,7 @@ def main() -> None:
     cached = list(Path(Repo().cache.local.path).glob("??/*"))
     damaged += [str(file) for file in cached if not matches_name(file)]
     for path in damaged:
-        print(f"{path}: expected the content of its digest, got another", file=sys.stderr)
+        print(f"{path}: expected the recorded digest, got another: the file is corrupt", file=sys.stderr)
     missing = f"; {len(locked) - len(present)} outputs are missing" if len(present) < len(locked) else ""
     print(f"{len(present)} outputs and {len(cached)} cached files hashed, {len(damaged)} damaged{missing}")
     sys.exit(bool(damaged))

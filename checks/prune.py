@@ -27,7 +27,7 @@ def main() -> None:
 
 def stale_models(models: list[str]) -> list[str]:
     """Return the models that have a training in artifacts/ or stages in dvc.lock, but are not in `models`."""
-    # Other folders in artifacts/ are the user's.
+    # Folders that no training created are not touched.
     patterns = (artifacts.weights("*"), artifacts.training("*"), artifacts.training_lock("*"))
     folders = {file.parent.name for pattern in patterns for file in Path().glob(str(pattern))}
     locked = {stage.partition("@")[2] for stage, _ in lock.locked_digests()} if lock.FILE.exists() else set()

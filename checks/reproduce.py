@@ -1,7 +1,8 @@
 """Run the committed pipeline in a fresh clone, and compare every output's digest with dvc.lock.
 
-The training uses as many threads as the locked one. Exits with 0 if all outputs are equal; with 3 if only models
-differ, as on another type of processor, and each accuracy is within the locked one's 95 % interval; with 1 otherwise.
+The training uses the number of threads that the commit records. Exits with 0 if all outputs are equal; with 3 if only
+outputs differ that depend on weights, as on another type of processor, and each accuracy is within the 95 % interval
+that the commit records; with 1 otherwise.
 """
 
 import os
@@ -47,8 +48,9 @@ def main() -> None:
 
 def run(*arguments: str, folder: Path = Path(), **environment: str) -> None:
     """Run a command with its output shown. Raises UserError if it fails."""
-    if subprocess.run(arguments, cwd=folder, env=os.environ | environment).returncode:
-        raise UserError(f"`{' '.join(arguments)}`: expected exit status 0, got another")
+    status = subprocess.run(arguments, cwd=folder, env=os.environ | environment).returncode
+    if status:
+        raise UserError(f"`{' '.join(arguments)}`: expected exit status 0, got {status}")
 
 
 def read_results(clone: Path) -> Results:

@@ -27,8 +27,8 @@ def random_affine(images: Tensor, limits: Augmentation) -> Tensor:
         return (torch.rand(count, 1, 1, device=images.device) * 2 - 1) * limit
 
     angle = draw(math.radians(limits.rotation))
-    zoom = 1 + draw(limits.scale)
-    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    inverse_scale = 1 + draw(limits.scale)  # the grid maps the result to the source
+    cos, sin = inverse_scale * angle.cos(), inverse_scale * angle.sin()
     # grid_sample's coordinates run from -1 to 1 across the image, so a pixel is 2 / width
     shift_x, shift_y = draw(2 * limits.shift / width), draw(2 * limits.shift / height)
     x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=images.device)
@@ -76,7 +76,7 @@ def perturbations(images: Tensor, limits: Augmentation) -> dict[str, Tensor]:
     scaled = scale_pixels(images)
     perturbed = {}
     for name, limit in limits.model_dump(exclude={"strokes"}, exclude_defaults=True).items():
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # the same perturbed test set for every model and seed
         perturbed[name] = random_affine(scaled, Augmentation(**{name: limit}))
     if limits.strokes:
         perturbed["thin_strokes"] = scaled.lerp(scale_pixels(erode(images)), limits.strokes)

@@ -8,7 +8,7 @@ import onnx
 from jinja2 import Environment, StrictUndefined
 
 from stages import artifacts, command, model_repository, params
-from stages.params import Augmentation, Network
+from stages.params import Architecture, Augmentation
 
 TEMPLATE = Path(__file__).with_name("card.md")
 ENVIRONMENT = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -25,7 +25,7 @@ def main(model: str) -> None:
         "layers": describe_layers(parameters.networks[model], len(parameters.data.classes)),
         "recipe_name": parameters.recipe,
         "recipe": flatten_keys(parameters.recipes[parameters.recipe][model].model_dump(exclude_defaults=True)),
-        "weights": evaluation["parameters"],
+        "parameter_count": evaluation["parameters"],
     }
     write_card(model, facts | {"results": evaluation, "verification": verification, "is_int8": False})
     write_card(artifacts.int8_name(model), facts | {"results": int8, "float32": evaluation, "is_int8": True})
@@ -51,13 +51,13 @@ def write_card(name: str, facts: dict[str, Any]) -> None:
     print(artifacts.model_card(name))
 
 
-def describe_layers(network: Network, classes: int) -> str:
-    """Return a network's layers as a sentence."""
-    size, steps = network.kernel_size, []
-    for block in network.convolutions:
+def describe_layers(architecture: Architecture, classes: int) -> str:
+    """Return the layers as a sentence."""
+    size, steps = architecture.kernel_size, []
+    for block in architecture.convolutions:
         steps += [f"convolution {size} x {size} to {channels} channels" for channels in block] + ["max-pool 2 x 2"]
-    steps += [f"dense {width}" for width in (*network.hidden, classes)]
-    between = "batch norm and ReLU" if network.batch_norm else "ReLU"
+    steps += [f"dense {width}" for width in (*architecture.hidden, classes)]
+    between = "batch norm and ReLU" if architecture.batch_norm else "ReLU"
     return f"{', '.join(steps)}, softmax; {between} after each convolution and dense layer but the last"
 
 

@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def check_classes(data: Data) -> None:
-    """Raise UserError if the data set, as far as it is downloaded, has more classes than `data.classes`."""
+    """Raise UserError if a label file that is already downloaded has labels beyond `data.classes`."""
     for name in (artifacts.TRAIN_LABELS, artifacts.TEST_LABELS):
         path = artifacts.DATA / name
         if path.is_file() and artifacts.sha256_digest(path) == data.sha256[name]:

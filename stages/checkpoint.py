@@ -22,6 +22,7 @@ class Checkpoint:
     """A checkpoint file of three parts, the first two ended by a newline.
 
     The SHA-256 of the rest; a JSON object with the fingerprint and the history; the tensors in safetensors format.
+    Unlike a file of torch.save, it holds no pickle, which could run code.
     """
 
     path: Path
@@ -77,8 +78,8 @@ def fingerprint(model: str, parameters: Params, device: torch.device) -> str:
 def _tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     buffers = {
         f"optimizer.{number}.{name}": buffer
-        for number, buffers in optimizer.state_dict()["state"].items()
-        for name, buffer in buffers.items()
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, buffer in state.items()
     }
     return {f"network.{name}": tensor for name, tensor in network.state_dict().items()} | buffers
 

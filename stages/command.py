@@ -1,4 +1,4 @@
-"""Command-line entry point of a stage: parses its arguments and prints errors as one clear line."""
+"""Command-line entry point: parses arguments and prints errors as one clear line."""
 
 import argparse
 import io
@@ -12,7 +12,7 @@ INTERRUPTED = 130  # the exit status of a shell command that SIGINT ended
 
 
 def run(stage: Callable[..., None], *arguments: str) -> None:
-    """Call `stage` with the command-line arguments of these names.
+    """Parse positional arguments with these names and call `stage` with them.
 
     A UserError or an error of the file system (disk full, read-only folder, …) is printed as one line and exits with 1;
     Ctrl-C exits with 130.
@@ -30,5 +30,5 @@ def run(stage: Callable[..., None], *arguments: str) -> None:
     except OSError as error:
         sys.exit(f"{script.stem}: {': '.join(str(part) for part in (error.filename, error.strerror or error) if part)}")
     except KeyboardInterrupt:
-        print(f"{script.stem}: interrupted; `dvc repro` continues from here", file=sys.stderr)
+        print(f"{script.stem}: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(INTERRUPTED)

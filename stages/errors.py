@@ -1,8 +1,8 @@
-"""The exception for users' mistakes, and error texts in one line."""
+"""The exception that is shown to the user without a traceback, and error texts in one line."""
 
 
 class UserError(Exception):
-    """A mistake that the user can fix; each line of its text says what was expected, what was found, and where."""
+    """An error that the user can understand and fix without a traceback, mostly as `where: expected …, got …`."""
 
 
 def one_line(error: Exception) -> str:

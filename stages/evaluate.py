@@ -21,7 +21,7 @@ FIGURE_ROWS, FIGURE_COLUMNS = 5, 8
 
 
 def main(model: str) -> None:
-    """Evaluate MODEL on the test set; fail below its minimum accuracy."""
+    """Evaluate MODEL on the test set, and remove its checkpoint; fail below its minimum accuracy."""
     parameters = params.load_params(model)
     classes = parameters.data.classes
     test = dataset.load_test_set(parameters.data)
@@ -43,7 +43,7 @@ def main(model: str) -> None:
     write_confusion(artifacts.confusion(model), test.labels, predicted, classes)
     draw_mistakes(artifacts.mistakes(model), test, logits.softmax(dim=1), classes)
 
-    artifacts.remove(artifacts.checkpoint(model))  # DVC has saved the weights before it runs this stage
+    artifacts.remove(artifacts.checkpoint(model))  # the weights are saved now: DVC runs this stage later
 
     accuracy, minimum = results["accuracy"], parameters.minimum_accuracy[model]
     interval = f"{results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}"

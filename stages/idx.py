@@ -24,7 +24,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             return content[4 + 4 * rank :].reshape(shape)
     except (struct.error, ValueError):
         pass  # the file is shorter than its header, or than its header says
-    raise UserError(f"{path}: expected an IDX file of unsigned bytes, got {len(content):,} bytes with another header")
+    raise UserError(f"{path}: expected an IDX file of unsigned bytes, got {len(content):,} bytes that do not match")
 
 
 def write_idx(path: Path, values: NDArray[np.generic]) -> None:

@@ -20,7 +20,8 @@ output [
 # Dynamic batching without a queue delay: only requests that already wait for an instance share a batch.
 dynamic_batching {{ }}
 
-# Two instances of one intra-op thread each have a higher throughput than one instance of two; on every GPU, or the CPU.
+# Two single-threaded instances have a higher throughput than one of two threads. Without a kind, Triton creates them on
+# every GPU, or on the CPU if there is none.
 instance_group [
   {{ count: 2 }}
 ]

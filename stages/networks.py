@@ -13,32 +13,38 @@ from torch import Tensor, nn
 from stages import artifacts
 from stages.errors import UserError, one_line
 from stages.images import IMAGE_SHAPE, scale_pixels
-from stages.params import Network
+from stages.params import Architecture
 
 
 def build_network(
-    network: Network, classes: int, dropout: float = 0.0, initialization: Literal["pytorch", "glorot"] = "pytorch"
+    architecture: Architecture,
+    classes: int,
+    dropout: float = 0.0,
+    initialization: Literal["pytorch", "glorot"] = "pytorch",
 ) -> nn.Sequential:
     """Build a network from float32 images [n, 1, 28, 28] to logits, float32 [n, classes].
 
     Blocks of convolutions, each ended by a 2 x 2 max-pool, are followed by dense layers; dropout follows the first one.
     """
-    built = nn.Sequential(OrderedDict(_layers(network, classes, dropout)))
+    built = nn.Sequential(OrderedDict(_layers(architecture, classes, dropout)))
     if initialization == "glorot":
         _initialize_glorot(built)
     return built
 
 
-def _layers(network: Network, classes: int, dropout: float) -> dict[str, nn.Module]:
+def _layers(architecture: Architecture, classes: int, dropout: float) -> dict[str, nn.Module]:
     """Return the layers in order, by name."""
     layers: dict[str, nn.Module] = {}
     channels, height, width = IMAGE_SHAPE
-    for number, (outputs, ends_block) in enumerate(_convolutions(network), start=1):
+    kernel_size = architecture.kernel_size
+    for number, (outputs, ends_block) in enumerate(_convolutions(architecture), start=1):
         name = f"conv{number}"
-        if network.kernel_size % 2 == 0:  # Keras pads one pixel more at the bottom and the right
+        if kernel_size % 2 == 0:  # Keras pads one pixel more at the bottom and the right
             layers[f"{name}_pad"] = nn.ZeroPad2d((0, 1, 0, 1))
-        layers[name] = nn.Conv2d(channels, outputs, network.kernel_size, padding=(network.kernel_size - 1) // 2)
-        if network.batch_norm:
+        layers[name] = nn.Conv2d(
+            channels, outputs, architecture.kernel_size, padding=(architecture.kernel_size - 1) // 2
+        )
+        if architecture.batch_norm:
             layers[f"{name}_norm"] = nn.BatchNorm2d(outputs)
         if ends_block:  # pooling and ReLU commute, and ReLU has a quarter of the work after pooling
             layers[f"{name}_pool"] = nn.MaxPool2d(2)
@@ -48,10 +54,10 @@ def _layers(network: Network, classes: int, dropout: float) -> dict[str, nn.Modu
 
     layers["flatten"] = nn.Flatten()
     features = channels * height * width
-    for number, outputs in enumerate(network.hidden, start=1):
+    for number, outputs in enumerate(architecture.hidden, start=1):
         name = f"dense{number}"
         layers[name] = nn.Linear(features, outputs)
-        if network.batch_norm:
+        if architecture.batch_norm:
             layers[f"{name}_norm"] = nn.BatchNorm1d(outputs)
         layers[f"{name}_relu"] = nn.ReLU()
         if number == 1 and dropout:
@@ -61,11 +67,11 @@ def _layers(network: Network, classes: int, dropout: float) -> dict[str, nn.Modu
     return layers
 
 
-def _convolutions(network: Network) -> list[tuple[int, bool]]:
+def _convolutions(architecture: Architecture) -> list[tuple[int, bool]]:
     """Return the output channels of each convolution, and whether it ends its block."""
     return [
         (outputs, position == len(block))
-        for block in network.convolutions
+        for block in architecture.convolutions
         for position, outputs in enumerate(block, start=1)
     ]
 
@@ -92,9 +98,9 @@ class Classifier(nn.Module):
         return probabilities.argmax(dim=1), probabilities
 
 
-def load_network(path: Path, network: Network, classes: int) -> nn.Sequential:
+def load_network(path: Path, architecture: Architecture, classes: int) -> nn.Sequential:
     """Load trained weights for inference. Raises UserError if the file is missing, corrupt or of another network."""
-    trained = build_network(network, classes)
+    trained = build_network(architecture, classes)
     try:
         trained.load_state_dict(load_file(artifacts.require_file(path)))
     except (safetensors.SafetensorError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Typed, validated parameters: the only reader of params.yaml, whose comments say what each parameter means."""
+"""Typed, validated parameters. The comments in params.yaml say what each of them means."""
 
 import itertools
 from pathlib import Path
@@ -20,7 +20,7 @@ NAMED_SOURCES = ("torchvision", "bundled")
 MAX_WEIGHTS = 100_000_000  # of a network: 400 MB, and three times as much while it is trained
 INT8_SUFFIX = artifacts.int8_name("")
 RESERVED_NAMES = (artifacts.DATA.name, artifacts.MODEL_REPOSITORY.name)  # folders beside those of the models
-RENAMED_KEYS = {
+RENAMED_KEYS = {  # old names, in the params.yaml of earlier versions
     "accuracy_loss": "max_accuracy_loss",
     "distort_until": "augment_until",
     "distortion": "augmentation",
@@ -48,7 +48,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Width = Annotated[int, Field(gt=0, le=16_384)]
 Block = Annotated[list[Width], Field(min_length=1, max_length=16)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-OpenFraction = Annotated[float, Field(ge=0, lt=1)]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 UNIQUE: dict[str, Any] = {"uniqueItems": True}
 EVERY_DATA_FILE: dict[str, Any] = {"required": [*artifacts.DATA_FILES], "maxProperties": len(artifacts.DATA_FILES)}
 
@@ -111,7 +111,7 @@ class Data(Section):
             raise UserError(f"{name}: expected {expected}, got {labels.max()}")
 
 
-class Network(Section):
+class Architecture(Section):
     """The layers of a network: blocks of convolutions, each ended by a 2 x 2 max-pool, then dense layers."""
 
     model_config = ConfigDict(json_schema_extra={"dependentRequired": {"convolutions": ["kernel_size"]}})
@@ -144,7 +144,7 @@ class Augmentation(Section):
     """The maximum of each random perturbation of an image; params.yaml states the units."""
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
-    scale: OpenFraction = 0.0
+    scale: FractionBelowOne = 0.0
     shift: Annotated[float, Field(ge=0, le=IMAGE_SHAPE[1])] = 0.0
     strokes: Fraction = 0.0
 
@@ -157,10 +157,10 @@ class Recipe(Section):
     learning_rate: Annotated[float, Field(gt=0, le=100)]
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     initialization: Literal["pytorch", "glorot"] = "pytorch"
-    momentum: OpenFraction = 0.0
+    momentum: FractionBelowOne = 0.0
     weight_decay: Fraction = 0.0
-    label_smoothing: OpenFraction = 0.0
-    dropout: OpenFraction = 0.0
+    label_smoothing: FractionBelowOne = 0.0
+    dropout: FractionBelowOne = 0.0
     augmentation: Augmentation | None = None
     augment_until: Fraction = 1.0
 
@@ -181,7 +181,7 @@ class Params(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Annotated[int, Field(ge=0, le=256)]
     data: Data
-    networks: Annotated[dict[ModelName, Network], Field(json_schema_extra={"additionalProperties": False})]
+    networks: Annotated[dict[ModelName, Architecture], Field(json_schema_extra={"additionalProperties": False})]
     recipes: dict[str, dict[str, Recipe]]
     minimum_accuracy: dict[str, Fraction]
     robustness: Augmentation
@@ -193,7 +193,7 @@ class Params(Section):
 
     @field_validator("networks")
     @classmethod
-    def _reject_reserved_names(cls, networks: dict[str, Network]) -> dict[str, Network]:
+    def _reject_reserved_names(cls, networks: dict[str, Architecture]) -> dict[str, Architecture]:
         for name in networks:
             if name.endswith(INT8_SUFFIX) or name in RESERVED_NAMES:
                 reserved = f"other than {', '.join(RESERVED_NAMES)} and *{INT8_SUFFIX}, which are reserved"
@@ -216,7 +216,9 @@ class Params(Section):
         if model not in recipes:
             raise ValueError(f"{key}: expected the model's recipe, got none; {self.recipe} has {', '.join(recipes)}")
         if recipes[model].dropout and not self.networks[model].hidden:
-            raise ValueError(f"{key}.dropout: expected 0, as networks.{model} has no hidden layer, got more")
+            raise ValueError(
+                f"{key}.dropout: expected 0, as networks.{model} has no hidden layer, got {recipes[model].dropout}"
+            )
         if model not in self.minimum_accuracy:
             raise ValueError(f"minimum_accuracy.{model}: expected a number from 0 to 1, got none")
 

@@ -1,4 +1,4 @@
-"""A preemptible file lock: the newest process gets it next.
+"""A preemptible file lock: a newer process asks the holder to release it.
 
 When DVC is killed, its stage goes on running. A new `dvc repro` must not run beside that process, and must not wait for
 its end either.

@@ -49,13 +49,15 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
     tqdm.write(networks.summarize_layers(network))
     checkpoint = Checkpoint(artifacts.checkpoint(model), fingerprint(model, parameters, device))
     start = time.perf_counter()
-    with artifacts.atomic_write(artifacts.training(model)) as folder, open_live(folder) as live:
+    with artifacts.atomic_write(artifacts.training(model)) as folder:
+        live = open_live(folder)
         for metrics in fit(network, training.to(device), validation.to(device), recipe, parameters.seed, checkpoint):
             for name, value in metrics.items():
                 live.log_metric(name, value)
             live.next_step()
             if is_preempted():
                 raise UserError(f"stopped after epoch {live.step - 1}: a newer process resumes from there")
+        live.end()  # not in a `with`: after Ctrl-C, it may wait forever for a thread of its own, and nothing needs it
         artifacts.write_json(folder / artifacts.training_environment(model).name, devices.environment(device))
     print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
 
@@ -64,7 +66,7 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
 
 
 def configure_torch(threads: int) -> None:
-    """Configure PyTorch for fast training with `threads` on the CPU, and the same bytes for the same seed."""
+    """Configure PyTorch for fast, deterministic training with `threads` on the CPU."""
     devices.set_cpu_threads(threads)
     devices.keep_freed_memory()
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -104,9 +106,9 @@ def fit(
 ) -> Iterator[dict[str, float]]:
     """Train in place, on the device of the images, and yield loss, accuracy, val_loss and val_accuracy of each epoch.
 
-    loss and accuracy are means over the training steps, with label smoothing and augmentation; val_loss and
-    val_accuracy are without. The random numbers of an epoch depend only on the seed and the epoch's number, so that
-    a training can resume at any epoch. Raises UserError at the end of an epoch whose loss is not finite.
+    loss and accuracy are means over the images while they are trained on, with label smoothing and augmentation;
+    val_loss and val_accuracy are without. The random numbers of an epoch depend only on the seed and the number of the
+    epoch, so that a training can resume at any epoch. Raises UserError at the end of an epoch whose loss is not finite.
     """
     network.to(training.labels.device).to(memory_format=torch.channels_last)
     optimizer = SGD(

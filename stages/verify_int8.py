@@ -21,10 +21,10 @@ def main(model: str) -> None:
 
     before = metrics.accuracy_with_interval(float32_labels == labels)
     after = metrics.accuracy_with_interval(int8_labels == labels)
-    loss, limit = (after["errors"] - before["errors"]) / len(test), parameters.int8.max_accuracy_loss
+    accuracy_drop, limit = (after["errors"] - before["errors"]) / len(test), parameters.int8.max_accuracy_loss
     differences = np.abs(int8_probabilities - float32_probabilities).max(axis=1)
     comparison = {
-        "accuracy_loss": loss,
+        "accuracy_loss": accuracy_drop,
         "changed_labels": int((int8_labels != float32_labels).sum()),
         "max_abs_difference": float(differences.max()) if np.isfinite(differences).all() else None,
         "size_ratio": files[1].stat().st_size / files[0].stat().st_size,
@@ -39,7 +39,7 @@ def main(model: str) -> None:
     artifacts.write_figure(artifacts.differences_int8(model), figure)
 
     found = f"{after['accuracy']:.2%} in int8, {before['accuracy']:.2%} in float32"
-    if loss > limit:
+    if accuracy_drop > limit:
         raise UserError(f"{model}: expected an accuracy loss of at most {limit} (int8.max_accuracy_loss), got {found}")
     print(f"{model}: {found}; {comparison['changed_labels']} of {len(test):,} labels differ")
 

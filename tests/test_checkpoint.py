@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,13 +208,28 @@ def test_a_killed_and_an_interrupted_process_resume_to_the_same_bytes(workspace,
         _, errors = process.communicate()
         ended[stop] = process.returncode, errors
     assert ended[signal.SIGKILL] == (-signal.SIGKILL, "")
-    assert ended[signal.SIGINT] == (130, "train: interrupted; `dvc repro` continues from here\n")
+    assert ended[signal.SIGINT] == (130, "train: interrupted; run the same command again to continue\n")
     capsys.readouterr()
     train.main("fnn")
     assert "resuming after epoch" in capsys.readouterr().out
     assert results("fnn") == expected
     left = sorted(path.name for path in (workspace / "artifacts" / "fnn").iterdir())
     assert left == [".checkpoint", ".training.claim", ".training.lock", "training", "weights.safetensors"]
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_in_the_logging_of_an_epoch_does_not_hang(workspace, monkeypatch):
+    """DVCLive's end waits for a thread that Ctrl-C may have stopped from starting."""
+
+    class InterruptedThread:
+        def __init__(self, **options) -> None: ...
+
+        def start(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("dvclive.live.threading", SimpleNamespace(Thread=InterruptedThread))
+    with pytest.raises(KeyboardInterrupt):
+        train.main("fnn")
 
 
 def test_a_newer_process_takes_over_after_the_epoch_of_an_older_one(workspace, change, start):

@@ -94,4 +94,4 @@ def test_ctrl_c_is_one_line_and_exit_status_130(monkeypatch, run_here, capsys):
         raise KeyboardInterrupt
 
     assert run_here(interrupt) == 130
-    assert capsys.readouterr().err == "test_command: interrupted; `dvc repro` continues from here\n"
+    assert capsys.readouterr().err == "test_command: interrupted; run the same command again to continue\n"

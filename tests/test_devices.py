@@ -1,5 +1,6 @@
 import os
 import platform
+import re
 import subprocess
 import sys
 
@@ -72,7 +73,9 @@ def test_a_process_that_may_use_one_cpu_uses_one_thread(models, workspace):
         "print(torch.get_num_threads(), session.get_session_options().intra_op_num_threads)\n"
         "print(os.environ['OMP_NUM_THREADS'], os.environ['GOMP_SPINCOUNT'])"
     )
-    assert run_python(script, workspace).splitlines()[-2:] == ["1 1", "1 10000"]
+    threads, variables = run_python(script, workspace).splitlines()[-2:]
+    assert threads == "1 1"
+    assert re.fullmatch(r"1 \d+", variables)
 
 
 @needs_linux

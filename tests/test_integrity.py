@@ -9,7 +9,7 @@ from stages import artifacts
 from stages.errors import UserError
 from tests.conftest import call, not_serving, serving
 
-DAMAGED = "expected the content of its digest, got another"
+DAMAGED = "expected the recorded digest, got another: the file is corrupt"
 
 
 def flip_a_bit(path) -> None:

@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from stages import artifacts, networks, params
 from stages.errors import UserError
-from stages.params import Network
+from stages.params import Architecture
 from tests.conftest import PROJECT
 
 
@@ -26,7 +26,7 @@ def test_the_projects_networks_have_these_parameter_counts(definitions, model, p
 
 def test_the_layers_are_in_the_order_of_params_yaml():
     network = networks.build_network(
-        Network(convolutions=[[4, 5], [6]], kernel_size=3, hidden=[7, 8], batch_norm=True), classes=3, dropout=0.5
+        Architecture(convolutions=[[4, 5], [6]], kernel_size=3, hidden=[7, 8], batch_norm=True), classes=3, dropout=0.5
     )
     assert [name for name, _ in network.named_children()] == [
         *("conv1", "conv1_norm", "conv1_relu"),
@@ -40,7 +40,7 @@ def test_the_layers_are_in_the_order_of_params_yaml():
 
 
 def test_an_even_kernel_is_padded_at_the_bottom_and_the_right_like_keras():
-    network = networks.build_network(Network(convolutions=[[1]], kernel_size=2), classes=2)
+    network = networks.build_network(Architecture(convolutions=[[1]], kernel_size=2), classes=2)
     with torch.no_grad():
         network.conv1.weight.fill_(1)
         network.conv1.bias.fill_(0)
@@ -53,13 +53,13 @@ def test_an_even_kernel_is_padded_at_the_bottom_and_the_right_like_keras():
 
 
 def test_dropout_does_not_change_the_names_of_the_weights():
-    layers = Network(hidden=[4], batch_norm=True)
+    layers = Architecture(hidden=[4], batch_norm=True)
     without, with_dropout = (networks.build_network(layers, 2, dropout) for dropout in (0.0, 0.5))
     assert without.state_dict().keys() == with_dropout.state_dict().keys()
 
 
 def test_glorots_initial_weights_fill_their_interval_and_biases_are_0():
-    layers = Network(convolutions=[[16]], kernel_size=3, hidden=[100])
+    layers = Architecture(convolutions=[[16]], kernel_size=3, hidden=[100])
     network = networks.build_network(layers, classes=10, initialization="glorot")
     for layer, inputs, outputs in ((network.conv1, 9, 9 * 16), (network.dense1, 16 * 14 * 14, 100)):
         bound = (6 / (inputs + outputs)) ** 0.5
@@ -94,16 +94,16 @@ def test_the_classifier_returns_labels_and_probabilities_of_raw_pixels(definitio
 
 def test_missing_weights_are_a_user_error(workspace):
     with pytest.raises(UserError, match="^artifacts/fnn/weights.safetensors: expected a file, got none; `dvc repro`"):
-        networks.load_network(artifacts.weights("fnn"), Network(hidden=[4]), 10)
+        networks.load_network(artifacts.weights("fnn"), Architecture(hidden=[4]), 10)
 
 
 def test_corrupt_weights_are_a_user_error(tmp_path):
     (tmp_path / "weights").write_bytes(b"no weights")
     with pytest.raises(UserError, match="weights: expected the network's weights, got "):
-        networks.load_network(tmp_path / "weights", Network(hidden=[4]), 10)
+        networks.load_network(tmp_path / "weights", Architecture(hidden=[4]), 10)
 
 
 def test_weights_of_another_network_are_a_user_error(tmp_path):
-    save_file(networks.build_network(Network(hidden=[5]), 10).state_dict(), tmp_path / "weights")
+    save_file(networks.build_network(Architecture(hidden=[5]), 10).state_dict(), tmp_path / "weights")
     with pytest.raises(UserError, match="weights: expected the network's weights, got .*size mismatch"):
-        networks.load_network(tmp_path / "weights", Network(hidden=[4]), 10)
+        networks.load_network(tmp_path / "weights", Architecture(hidden=[4]), 10)

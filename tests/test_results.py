@@ -37,7 +37,7 @@ def test_results_that_differ_from_the_last_commit_are_counted(project, capsys):
     (artifacts.ROOT / "keras_fnn" / "evaluation.json").write_text("{}")
     results.main()
     out = capsys.readouterr().out
-    assert "2 result files differ from the last commit. Commit them: later changes are compared with it." in out
+    assert "2 result files differ from the last commit. Commit them as your baseline:" in out
     assert f"  {results.COMMIT}\n" in out
 
 
