@@ -24,9 +24,9 @@ def run_here(monkeypatch):
 
     def run_stage(stage, *arguments: str):
         monkeypatch.setattr(sys, "argv", [f"stages/{stage.__module__.rpartition('.')[2]}.py", *arguments])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
             command.run(stage, *["model"] * len(arguments))
-        return ended.value.code
+        return getattr(ended.value, "code", ended.value)
 
     return run_stage
 

@@ -54,13 +54,18 @@ def test_the_environment_names_processor_and_threads():
 @needs_linux
 def test_threads_and_spin_count_of_the_user_are_kept_and_params_may_set_other_threads():
     script = (
-        "import torch; from stages import devices\n"
+        "from stages import devices; import torch\n"
         "devices.set_cpu_threads(0); print(torch.get_num_threads())\n"
         "devices.set_cpu_threads(3); print(torch.get_num_threads())"
     )
     out = run_python(script, OMP_NUM_THREADS="2", GOMP_SPINCOUNT="7")
     assert out.splitlines()[-2:] == ["2", "3"]
     assert "GOMP_SPINCOUNT = '7'" in out
+
+
+def test_a_waiting_policy_of_the_user_is_kept():
+    script = "import os, stages; print(os.environ.get('GOMP_SPINCOUNT'))"
+    assert run_python(script, OMP_WAIT_POLICY="passive").splitlines()[-1] == "None"
 
 
 @needs_linux

@@ -67,7 +67,7 @@ INVALID_BEYOND_THE_SCHEMA = [  # what a JSON Schema cannot express
     ("recipes.default.fnn.learning_rate", float("nan"), "fnn.learning_rate: expected a finite number, got nan"),
     ("recipes.default.fnn.learning_rate", float("inf"), "fnn.learning_rate: expected a finite number, got inf"),
     ("networks.fnn.hidden", [16_384] * 2, "networks.fnn: expected at most 100,000,000 weights, got 281,280,512"),
-    ("networks.cnn.hidden", [], "recipes.default.cnn.dropout: expected 0, as networks.cnn has no hidden layer, got mo"),
+    ("networks.cnn.hidden", [], "default.cnn.dropout: expected 0, as networks.cnn has no hidden layer, got 0.2"),
     ("models", ["fnn", "resnet"], "models: expected names under networks (fnn, cnn, keras_fnn, keras_cnn), got 'resne"),
     ("models", ["keras_fnn"], "recipes.default.keras_fnn: expected the model's recipe, got none; default has fnn, cnn"),
     ("recipe", "quick", "recipe: expected default or fast or notebook, got 'quick'"),

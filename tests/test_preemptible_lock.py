@@ -47,16 +47,19 @@ def test_a_single_process_is_never_preempted(tmp_path, capsys):
 
 
 def test_a_newer_process_preempts_the_holder_and_gets_the_lock(tmp_path, capsys):
-    older = Holder(tmp_path / "lock")
-    older.held.wait()
-    newer = Holder(tmp_path / "lock")
-    older.join()
+    out = ""
+    with preemptible_lock.hold(tmp_path / "lock", "waiting") as is_preempted:
+        newer = Holder(tmp_path / "lock")
+        while "waiting" not in out:
+            out += capsys.readouterr().out
+            time.sleep(0.001)
+        assert is_preempted()
+        assert not newer.held.is_set()
     newer.held.wait()
-    assert newer.is_alive()
     newer.released.set()
     newer.join()
-    assert (older.error, newer.error) == (None, None)
-    assert capsys.readouterr().out == "waiting\n"
+    assert newer.error is None
+    assert out + capsys.readouterr().out == "waiting\n"
 
 
 @pytest.mark.parametrize("delay", [0, 0.01, 0.05, 0.1, 0.2] * 4)
