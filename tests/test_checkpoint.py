@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -47,10 +46,6 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-
-
-def content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
 
 
 def results(model: str) -> dict[str, bytes]:
@@ -196,27 +191,6 @@ def test_a_truncated_checkpoint_is_ignored(interrupted, capsys, size):
     assert results("fnn") == interrupted
 
 
-def test_a_killed_and_an_interrupted_process_resume_to_the_same_bytes(workspace, change, start, capsys):
-    change({"recipes.default.fnn.epochs": 200})
-    expected = train_from_the_start("fnn")
-    ended = {}
-    for stop in (signal.SIGKILL, signal.SIGINT):
-        before = content(artifacts.checkpoint("fnn"))
-        process = start()
-        wait_until(lambda before=before: content(artifacts.checkpoint("fnn")) != before, process)
-        process.send_signal(stop)
-        _, errors = process.communicate()
-        ended[stop] = process.returncode, errors
-    assert ended[signal.SIGKILL] == (-signal.SIGKILL, "")
-    assert ended[signal.SIGINT] == (130, "train: interrupted; run the same command again to continue\n")
-    capsys.readouterr()
-    train.main("fnn")
-    assert "resuming after epoch" in capsys.readouterr().out
-    assert results("fnn") == expected
-    left = sorted(path.name for path in (workspace / "artifacts" / "fnn").iterdir())
-    assert left == [".checkpoint", ".training.claim", ".training.lock", "training", "weights.safetensors"]
-
-
 @pytest.mark.timeout(60)
 def test_ctrl_c_in_the_logging_of_an_epoch_does_not_hang(workspace, monkeypatch):
     """DVCLive's end waits for a thread that Ctrl-C may have stopped from starting."""
@@ -232,7 +206,8 @@ def test_ctrl_c_in_the_logging_of_an_epoch_does_not_hang(workspace, monkeypatch)
         train.main("fnn")
 
 
-def test_a_newer_process_takes_over_after_the_epoch_of_an_older_one(workspace, change, start):
+def test_a_newer_process_takes_over_and_ctrl_c_ends_it_with_one_line(workspace, change, start):
+    """test_pipeline.py kills the processes of a training and compares the resulting bytes."""
     change({"recipes.default.fnn.epochs": 10_000})  # so that the older process is still training
     older = start()
     wait_until(artifacts.checkpoint("fnn").exists, older)
@@ -243,6 +218,13 @@ def test_a_newer_process_takes_over_after_the_epoch_of_an_older_one(workspace, c
     stopped = re.fullmatch(r"train: stopped after epoch (\d+): a newer process resumes from there\n", errors)
     resumed = next(line for line in newer.stdout if "resuming" in line)
     assert resumed == f"artifacts/fnn/.checkpoint: resuming after epoch {stopped[1]}\n"
+
+    assert newer.stdout.readline().startswith("epoch ")
+    newer.send_signal(signal.SIGINT)
+    _, errors = newer.communicate()
+    assert (newer.returncode, errors) == (130, "train: interrupted; run the same command again to continue\n")
+    left = {path.name for path in artifacts.checkpoint("fnn").parent.iterdir()}
+    assert left == {".checkpoint", ".training.claim", ".training.lock"}
 
 
 def test_a_process_preempted_in_its_last_epoch_leaves_a_finished_checkpoint(workspace, capsys):
