@@ -233,6 +233,13 @@ def clone(built: Path, tmp_path: Path) -> Path:
     return shutil.copytree(built, tmp_path / "clone", symlinks=True)
 
 
+@pytest.fixture
+def project(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The reproduced clone as the current folder."""
+    monkeypatch.chdir(clone)
+    return clone
+
+
 @pytest.fixture(scope="module")
 def s3_endpoint():
     """The URL of an S3 server on the loopback interface, with an empty bucket that keeps versions."""
@@ -287,7 +294,7 @@ def serving(repository: Path, *options: str) -> Iterator[Server]:
         process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log)
         server = Server(process, f"127.0.0.1:{port}", log)
         try:
-            while not is_ready(server):
+            while not is_ready(server.address):
                 if process.poll() is not None:
                     log.seek(0)
                     pytest.fail(f"the server exited with {process.returncode} before it was ready:\n{log.read()}")
@@ -298,9 +305,13 @@ def serving(repository: Path, *options: str) -> Iterator[Server]:
             process.wait(timeout=30)
 
 
-def is_ready(server: Server) -> bool:
-    with contextlib.suppress(OSError):
-        return server.ask("/v2/health/ready")[0] == 200
+def is_ready(address: str) -> bool:
+    """Return whether a server at this host:port answers its readiness probe."""
+    with (
+        contextlib.suppress(OSError),
+        urllib.request.urlopen(f"http://{address}/v2/health/ready", timeout=30) as answer,
+    ):
+        return answer.status == 200
     return False
 
 

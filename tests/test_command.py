@@ -1,4 +1,5 @@
 import errno
+import importlib
 import os
 import resource
 import subprocess
@@ -51,7 +52,7 @@ def test_a_user_error_is_one_line_and_exit_status_1(workspace, change):
 
 @pytest.mark.parametrize("stage", ["train", "evaluate", "export", "verify", "quantize", "verify_int8", "card"])
 def test_an_unknown_model_is_a_user_error(workspace, stage):
-    main = getattr(__import__(f"stages.{stage}"), stage).main
+    main = importlib.import_module(f"stages.{stage}").main
     with pytest.raises(UserError, match=r"^params.yaml: models: expected names under networks \(.*\), got 'resnet'$"):
         main("resnet")
 

@@ -14,8 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +28,7 @@ from ruamel.yaml import YAML
 
 from checks import results
 from stages import artifacts, params
-from tests.conftest import PROJECT, commit, edit_params
+from tests.conftest import PROJECT, commit, edit_params, is_ready
 
 README = PROJECT / "README.md"
 PAGES = [README, *sorted((PROJECT / "docs").glob("*.md"))]
@@ -87,13 +85,6 @@ def is_in_use(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def is_ready(port: int) -> bool:
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5).status == 200
-    except urllib.error.URLError:
-        return False
-
-
 class Terminal:
     """A shell session: the working directory and the exported variables persist from block to block."""
 
@@ -135,7 +126,7 @@ class Terminal:
                 self.bash(source), env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
         end = time.monotonic() + START_SECONDS
-        while not is_ready(port):
+        while not is_ready(f"127.0.0.1:{port}"):
             if self.server.poll() is not None or time.monotonic() > end:
                 pytest.fail(f"{source}\ndid not start:\n{self.server_log.read_text()}", pytrace=False)
             time.sleep(0.1)

@@ -1,17 +1,8 @@
 from pathlib import Path
 
-import pytest
-
 from checks import lock, prune
 from stages import artifacts
 from tests.conftest import edit_params
-
-
-@pytest.fixture
-def project(clone, monkeypatch) -> Path:
-    """The reproduced clone as the current folder."""
-    monkeypatch.chdir(clone)
-    return clone
 
 
 def files(folder: Path) -> set[str]:

@@ -1,18 +1,9 @@
-from pathlib import Path
-
 import pytest
 
 from checks import results
 from stages import artifacts
 from stages.errors import UserError
 from tests.conftest import edit_params
-
-
-@pytest.fixture
-def project(clone, monkeypatch) -> Path:
-    """The reproduced and committed clone as the current folder."""
-    monkeypatch.chdir(clone)
-    return clone
 
 
 def test_the_metrics_of_each_model_and_the_next_commands_are_printed(project, capsys):
