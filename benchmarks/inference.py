@@ -34,7 +34,7 @@ def inference_table() -> str:
     for model in parameters.models:
         files = artifacts.onnx(model), artifacts.onnx(artifacts.int8_name(model))
         int8 = artifacts.read_json(artifacts.verification_int8(model))
-        cells = [model, f"{int8['size_ratio']:.0%}", f"{int8['accuracy_loss']:.2%}", f"{int8['changed_labels']}"]
+        cells = [model, f"{int8['size_ratio']:.0%}", f"{int8['accuracy_drop']:.2%}", f"{int8['changed_labels']}"]
         for threads in THREADS:
             sessions = [inference.open_session(file, len(parameters.data.classes), threads) for file in files]
             cells += [f"{len(images) / seconds:,.0f}" for seconds in median_seconds(sessions, images)]

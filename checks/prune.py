@@ -1,11 +1,16 @@
-"""Remove what earlier runs built for models that params.yaml no longer builds.
+"""Prepare dvc.lock and the workspace, after `git restore`, for `dvc repro`.
 
 DVC forgets a model that is taken out of `models`, but leaves its files in the workspace, where a server would serve
 them, and its stages in dvc.lock. The removed files stay in DVC's cache.
+
+After another machine's commit, whose outputs have other bytes and are not in the cache, DVC would run the stages again,
+because it consults its run cache only for stages that are not in dvc.lock.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from checks import lock
@@ -13,7 +18,7 @@ from stages import artifacts, command, params
 
 
 def main() -> None:
-    """Remove the directories and the locked stages of models that are not in params.yaml's `models`."""
+    """Remove models that are not in `models`, and drop locked stages of these and without outputs in the cache."""
     stale = stale_models(params.load_params().models)
     for model in stale:
         int8 = artifacts.int8_name(model)
@@ -21,24 +26,39 @@ def main() -> None:
             if folder.exists():
                 artifacts.remove(folder)
                 print(f"{folder}: removed, as {model} is not in models")
-    if stale and lock.FILE.exists():
-        unlock(stale)
+    if lock.FILE.exists():
+        locked = {stage for stage, _ in lock.locked_digests()}
+        unlock(stage for stage in locked if stage.partition("@")[2] in stale)
+        if uncached := locked & uncached_stages():
+            unlock(uncached)
+            print(f"{lock.FILE}: dropped {', '.join(sorted(uncached))}, whose outputs are not in DVC's cache")
 
 
 def stale_models(models: list[str]) -> list[str]:
-    """Return the models that have a training in artifacts/ or stages in dvc.lock, but are not in `models`."""
+    """Return the models that have a training in artifacts/ or in dvc.lock, but are not in `models`."""
     # Folders that no training created are not touched.
     patterns = (artifacts.weights("*"), artifacts.training("*"), artifacts.training_lock("*"))
     folders = {file.parent.name for pattern in patterns for file in Path().glob(str(pattern))}
-    locked = {stage.partition("@")[2] for stage, _ in lock.locked_digests()} if lock.FILE.exists() else set()
-    return sorted((folders | locked) - {*models, *params.RESERVED_NAMES, ""})
+    locked = {stage for stage, _ in lock.locked_digests()} if lock.FILE.exists() else set()
+    trained = {stage.removeprefix("train@") for stage in locked if stage.startswith("train@")}
+    return sorted((folders | trained) - {*models, *params.RESERVED_NAMES})
 
 
-def unlock(models: list[str]) -> None:
-    """Remove the stages of these models from dvc.lock."""
+def uncached_stages() -> set[str]:
+    """Return the stages with an output whose locked digest is not in DVC's cache."""
+    return {
+        stage
+        for stage, changes in Repo().status().items()
+        for change in changes
+        if isinstance(change, dict) and "not in cache" in change.get("changed outs", {}).values()
+    }
+
+
+def unlock(stages: Iterable[str]) -> None:
+    """Remove stages from dvc.lock."""
     yaml = YAML()
     content = yaml.load(lock.FILE)
-    for stage in [stage for stage in content["stages"] if stage.partition("@")[2] in models]:
+    for stage in stages:
         del content["stages"][stage]
     with artifacts.atomic_write(lock.FILE) as path:
         yaml.dump(content, path)

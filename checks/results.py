@@ -10,7 +10,7 @@ COMMIT = f'git add {artifacts.ROOT} dvc.lock && git commit --message "Reproduce 
 NEXT_COMMANDS = (
     ("make serve", "serve the models, with a page to draw digits on"),
     ("source .venv/bin/activate", "use dvc and python in this shell"),
-    ("dvc exp run -S recipes.default.fnn.learning_rate=0.5", "change a hyperparameter, then compare: dvc metrics diff"),
+    ("dvc exp run -S recipes.default.fnn.learning_rate=0.5 evaluate@fnn", "then compare: dvc metrics diff"),
 )
 
 

@@ -4,10 +4,12 @@ import os
 
 import joblib
 
-# By default, OpenMP starts one thread for each core of the machine, although a container may have a smaller CPU quota,
-# and waiting threads spin for long. Beside another process, this makes training many times slower, as
-# `make bench-training OPTIONS=--shared` measures. OpenMP reads the variables when PyTorch loads it, so they are set
-# before any module of this package is imported.
+# OpenMP reads these variables when PyTorch loads it, so they are set before any module of this package is imported.
+
+# By default, OpenMP starts a thread for each core of the machine, although a container may have a smaller CPU quota.
 os.environ.setdefault("OMP_NUM_THREADS", str(joblib.cpu_count()))
+
+# By default, a thread that waits for others spins for long. Beside another process, this makes training many times
+# slower, as `make bench-training OPTIONS=--shared` measures.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

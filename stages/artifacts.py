@@ -123,7 +123,8 @@ def int8_name(model: str) -> str:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` for a file or a directory, and rename it to `path` when the block succeeds.
 
-    Otherwise `path` stays as it was. What a killed process left at the temporary path is removed.
+    Otherwise `path` stays as it was; only a process that is killed while it replaces a directory leaves none. What a
+    killed process left at the temporary path is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")

@@ -7,16 +7,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.images import scale_pixels
-from stages.params import Augmentation
+from stages.params import PerturbationLimits
 
 
-def augment(images: Tensor, limits: Augmentation) -> Tensor:
+def augment(images: Tensor, limits: PerturbationLimits) -> Tensor:
     """Apply all perturbations at once to uint8 images [n, 1, 28, 28]; return float32 [n, 1, 28, 28] from 0 to 1."""
-    scaled = random_strokes(images, limits.strokes) if limits.strokes else scale_pixels(images)
-    return random_affine(scaled, limits)
+    floats = random_strokes(images, limits.strokes) if limits.strokes else scale_pixels(images)
+    return random_affine(floats, limits)
 
 
-def random_affine(images: Tensor, limits: Augmentation) -> Tensor:
+def random_affine(images: Tensor, limits: PerturbationLimits) -> Tensor:
     """Rotate, scale and shift each image, float32 [n, 1, 28, 28], by its own draws, uniform within `limits`.
 
     One bilinear grid sample transforms the whole batch; pixels from outside an image are black.
@@ -67,18 +67,18 @@ def erode(images: Tensor) -> Tensor:
     return ~dilate(~images)
 
 
-def perturbations(images: Tensor, limits: Augmentation) -> dict[str, Tensor]:
+def perturbed_images(images: Tensor, limits: PerturbationLimits) -> dict[str, Tensor]:
     """Return uint8 images [n, 1, 28, 28] under one perturbation at a time, by the perturbation's name.
 
     Rotation, scale and shift are drawn for each image, uniform within the limits and the same for every model; strokes
     are eroded and dilated to the limit.
     """
-    scaled = scale_pixels(images)
+    floats = scale_pixels(images)
     perturbed = {}
     for name, limit in limits.model_dump(exclude={"strokes"}, exclude_defaults=True).items():
         torch.manual_seed(0)  # the same perturbed test set for every model and seed
-        perturbed[name] = random_affine(scaled, Augmentation(**{name: limit}))
+        perturbed[name] = random_affine(floats, PerturbationLimits(**{name: limit}))
     if limits.strokes:
-        perturbed["thin_strokes"] = scaled.lerp(scale_pixels(erode(images)), limits.strokes)
-        perturbed["thick_strokes"] = scaled.lerp(scale_pixels(dilate(images)), limits.strokes)
+        perturbed["thin_strokes"] = floats.lerp(scale_pixels(erode(images)), limits.strokes)
+        perturbed["thick_strokes"] = floats.lerp(scale_pixels(dilate(images)), limits.strokes)
     return {name: (result * 255).round().to(torch.uint8) for name, result in perturbed.items()}

@@ -8,7 +8,7 @@ import onnx
 from jinja2 import Environment, StrictUndefined
 
 from stages import artifacts, command, model_repository, params
-from stages.params import Architecture, Augmentation
+from stages.params import Architecture, PerturbationLimits
 
 TEMPLATE = Path(__file__).with_name("card.md")
 ENVIRONMENT = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -34,34 +34,36 @@ def main(model: str) -> None:
 def write_card(name: str, facts: dict[str, Any]) -> None:
     """Render the template with the facts, and with the properties of the model's files."""
     file = artifacts.require_file(artifacts.onnx(name))
-    model, accuracies = onnx.load(file), facts["results"]["robustness"]
-    metadata = model_repository.read_metadata(model)
+    onnx_model, accuracies = onnx.load(file), facts["results"]["perturbed_accuracy"]
+    metadata = model_repository.read_metadata(onnx_model)
     card = ENVIRONMENT.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts,
         name=name,
         bytes=file.stat().st_size,
-        opset=model.opset_import[0].version,
-        ir_version=model.ir_version,
+        opset=onnx_model.opset_import[0].version,
+        ir_version=onnx_model.ir_version,
         frameworks=", ".join(" ".join(each) for each in json.loads(metadata["frameworks"]).items()),
         quantization=metadata.get("quantization"),
-        perturbations=[(describe_perturbation(each, facts["robustness"]), accuracies[each]) for each in accuracies],
+        perturbed_accuracies=[
+            (describe_perturbation(name, facts["perturbations"]), accuracy) for name, accuracy in accuracies.items()
+        ],
         digests=artifacts.require_file(artifacts.checksums(name)).read_text(encoding="utf-8"),
     )
     artifacts.write_text(artifacts.model_card(name), card)
     print(artifacts.model_card(name))
 
 
-def describe_layers(architecture: Architecture, classes: int) -> str:
+def describe_layers(architecture: Architecture, class_count: int) -> str:
     """Return the layers as a sentence."""
     size, steps = architecture.kernel_size, []
     for block in architecture.convolutions:
         steps += [f"convolution {size} x {size} to {channels} channels" for channels in block] + ["max-pool 2 x 2"]
-    steps += [f"dense {width}" for width in (*architecture.hidden, classes)]
+    steps += [f"dense {width}" for width in (*architecture.hidden, class_count)]
     between = "batch norm and ReLU" if architecture.batch_norm else "ReLU"
     return f"{', '.join(steps)}, softmax; {between} after each convolution and dense layer but the last"
 
 
-def describe_perturbation(name: str, limits: Augmentation) -> str:
+def describe_perturbation(name: str, limits: PerturbationLimits) -> str:
     """Return a perturbation of the test images, with its limit, in words."""
     part = "" if limits.strokes == 1 else f"{limits.strokes:.0%} of "
     return {

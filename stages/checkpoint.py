@@ -38,7 +38,7 @@ class Checkpoint:
     def restore(self, network: nn.Module, optimizer: Optimizer) -> History:
         """Restore network and optimizer in place, and return the history of the finished epochs.
 
-        A checkpoint that is missing, corrupt or from a different run (logged) leaves both unchanged.
+        A missing checkpoint leaves both unchanged, and so does a corrupt one or one from a different run (both logged).
         """
         if not self.path.is_file():
             return []
@@ -57,7 +57,7 @@ class Checkpoint:
         return history
 
 
-def fingerprint(model: str, parameters: Params, device: torch.device) -> str:
+def compute_fingerprint(model: str, parameters: Params, device: torch.device) -> str:
     """Return the SHA-256, in hexadecimal, of everything that decides the bytes of a training's weights.
 
     Call it after the number of threads is set. The code is that of stages/train.py and of the modules that it imports.

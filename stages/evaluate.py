@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stages import artifacts, command, dataset, metrics, networks, params
-from stages.augmentation import perturbations
+from stages.augmentation import perturbed_images
 from stages.errors import UserError
 
 CALIBRATION_BINS = 15
@@ -31,11 +31,11 @@ def main(model: str) -> None:
     results = classification_metrics(logits, test.labels) | {"parameters": networks.parameter_count(network)}
     perturbed = {
         name: classification_metrics(networks.predict_logits(network, images), test.labels)
-        for name, images in perturbations(test.images, parameters.robustness).items()
+        for name, images in perturbed_images(test.images, parameters.perturbations).items()
     }
-    robustness = {name: each["accuracy"] for name, each in perturbed.items()}
-    artifacts.write_json(artifacts.evaluation(model), results | {"robustness": robustness})
-    artifacts.write_json(artifacts.metrics(model), {model: compared_metrics(results, robustness)})
+    perturbed_accuracy = {name: each["accuracy"] for name, each in perturbed.items()}
+    artifacts.write_json(artifacts.evaluation(model), results | {"perturbed_accuracy": perturbed_accuracy})
+    artifacts.write_json(artifacts.metrics(model), {model: compared_metrics(results, perturbed_accuracy)})
     errors = [(name, each["errors"]) for name, each in ({"none": results} | perturbed).items()]
     write_csv(artifacts.robustness(model), ["perturbation", "errors"], errors)
     predicted = logits.argmax(dim=1)
@@ -43,12 +43,13 @@ def main(model: str) -> None:
     write_confusion(artifacts.confusion(model), test.labels, predicted, classes)
     draw_mistakes(artifacts.mistakes(model), test, logits.softmax(dim=1), classes)
 
-    artifacts.remove(artifacts.checkpoint(model))  # the weights are saved now: DVC runs this stage later
+    # DVC starts this stage only after it has saved the weights of train, so the checkpoint is no longer needed.
+    artifacts.remove(artifacts.checkpoint(model))
 
     accuracy, minimum = results["accuracy"], parameters.minimum_accuracy[model]
     interval = f"{results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}"
     print(f"{model}: test accuracy {accuracy:.2%} (95 % interval {interval}), {len(test):,} images")
-    print("  ".join(f"{name} {share:.2%}" for name, share in robustness.items()))
+    print("  ".join(f"{name} {accuracy:.2%}" for name, accuracy in perturbed_accuracy.items()))
     if accuracy < minimum:
         raise UserError(
             f"{model}: expected a test accuracy of at least {minimum} (minimum_accuracy), got {accuracy:.4f}"
@@ -66,17 +67,17 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def compared_metrics(results: dict[str, Any], robustness: dict[str, float]) -> dict[str, float]:
+def compared_metrics(results: dict[str, Any], perturbed_accuracy: dict[str, float]) -> dict[str, float]:
     """Return the few metrics that `dvc metrics diff` shows; robustness is the mean accuracy over the perturbations."""
     few = {name: results[name] for name in ("accuracy", "loss", "calibration_error")}
-    return few | ({"robustness": float(np.mean([*robustness.values()]))} if robustness else {})
+    return few | ({"robustness": float(np.mean([*perturbed_accuracy.values()]))} if perturbed_accuracy else {})
 
 
 def calibration_error(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> float:
     """Return the expected calibration error over bins of equal width (Guo et al. 2017, arXiv:1706.04599, equation 3).
 
-    A bin's fraction of the images, times the gap between its accuracy and its mean confidence, equals the absolute sum
-    of (correct - confidence) over its images, divided by the number of all images.
+    The code sums (correct - confidence) over the images of each bin, because the bin's size cancels: it weights the gap
+    between the bin's accuracy and its mean confidence, which are both divided by it.
     """
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, weights=correct - confidence.astype(np.float64))

@@ -51,7 +51,7 @@ def export_onnx(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelP
 
 
 def onnx_metadata(model: str, parameters: Params) -> dict[str, str]:
-    """Return the ONNX metadata_props: the classes, the input convention, the data set and the versions."""
+    """Return the ONNX metadata_props: the classes, inputs and outputs, the license, the data set and the versions."""
     return {
         "model_name": model,
         "classes": json.dumps(parameters.data.classes),

@@ -12,7 +12,7 @@ from stages.errors import UserError, one_line
 from stages.images import IMAGE_SHAPE
 
 
-def open_session(path: Path, classes: int, threads: int = 0) -> InferenceSession:
+def open_session(path: Path, class_count: int, threads: int = 0) -> InferenceSession:
     """Load an ONNX file on the CPU with `threads` intra-op threads; 0: one for each core that this process may use.
 
     Raises UserError if the file is missing, cannot be loaded or has another signature.
@@ -28,7 +28,7 @@ def open_session(path: Path, classes: int, threads: int = 0) -> InferenceSession
     expected = [
         ("image", "tensor(uint8)", ["batch", *IMAGE_SHAPE]),
         ("label", "tensor(int64)", ["batch"]),
-        ("probabilities", "tensor(float)", ["batch", classes]),
+        ("probabilities", "tensor(float)", ["batch", class_count]),
     ]
     if found != expected:
         raise UserError(f"{path}: expected the inputs and outputs {expected}, got {found}")

@@ -18,21 +18,21 @@ from stages.params import Architecture
 
 def build_network(
     architecture: Architecture,
-    classes: int,
+    class_count: int,
     dropout: float = 0.0,
     initialization: Literal["pytorch", "glorot"] = "pytorch",
 ) -> nn.Sequential:
-    """Build a network from float32 images [n, 1, 28, 28] to logits, float32 [n, classes].
+    """Build a network from float32 images [n, 1, 28, 28] to logits, float32 [n, class_count].
 
     Blocks of convolutions, each ended by a 2 x 2 max-pool, are followed by dense layers; dropout follows the first one.
     """
-    built = nn.Sequential(OrderedDict(_layers(architecture, classes, dropout)))
+    built = nn.Sequential(OrderedDict(_layers(architecture, class_count, dropout)))
     if initialization == "glorot":
         _initialize_glorot(built)
     return built
 
 
-def _layers(architecture: Architecture, classes: int, dropout: float) -> dict[str, nn.Module]:
+def _layers(architecture: Architecture, class_count: int, dropout: float) -> dict[str, nn.Module]:
     """Return the layers in order, by name."""
     layers: dict[str, nn.Module] = {}
     channels, height, width = IMAGE_SHAPE
@@ -41,9 +41,7 @@ def _layers(architecture: Architecture, classes: int, dropout: float) -> dict[st
         name = f"conv{number}"
         if kernel_size % 2 == 0:  # Keras pads one pixel more at the bottom and the right
             layers[f"{name}_pad"] = nn.ZeroPad2d((0, 1, 0, 1))
-        layers[name] = nn.Conv2d(
-            channels, outputs, architecture.kernel_size, padding=(architecture.kernel_size - 1) // 2
-        )
+        layers[name] = nn.Conv2d(channels, outputs, kernel_size, padding=(kernel_size - 1) // 2)
         if architecture.batch_norm:
             layers[f"{name}_norm"] = nn.BatchNorm2d(outputs)
         if ends_block:  # pooling and ReLU commute, and ReLU has a quarter of the work after pooling
@@ -63,7 +61,7 @@ def _layers(architecture: Architecture, classes: int, dropout: float) -> dict[st
         if number == 1 and dropout:
             layers["dropout"] = nn.Dropout(dropout)
         features = outputs
-    layers["output"] = nn.Linear(features, classes)
+    layers["output"] = nn.Linear(features, class_count)
     return layers
 
 
@@ -98,9 +96,9 @@ class Classifier(nn.Module):
         return probabilities.argmax(dim=1), probabilities
 
 
-def load_network(path: Path, architecture: Architecture, classes: int) -> nn.Sequential:
+def load_network(path: Path, architecture: Architecture, class_count: int) -> nn.Sequential:
     """Load trained weights for inference. Raises UserError if the file is missing, corrupt or of another network."""
-    trained = build_network(architecture, classes)
+    trained = build_network(architecture, class_count)
     try:
         trained.load_state_dict(load_file(artifacts.require_file(path)))
     except (safetensors.SafetensorError, RuntimeError) as error:

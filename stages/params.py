@@ -21,10 +21,12 @@ MAX_WEIGHTS = 100_000_000  # of a network: 400 MB, and three times as much while
 INT8_SUFFIX = artifacts.int8_name("")
 RESERVED_NAMES = (artifacts.DATA.name, artifacts.MODEL_REPOSITORY.name)  # folders beside those of the models
 RENAMED_KEYS = {  # old names, in the params.yaml of earlier versions
-    "accuracy_loss": "max_accuracy_loss",
+    "accuracy_loss": "max_accuracy_drop",
     "distort_until": "augment_until",
     "distortion": "augmentation",
     "licence": "license",
+    "max_accuracy_loss": "max_accuracy_drop",
+    "robustness": "perturbations",
     "validation": "validation_fraction",
     "warm_up": "warmup_fraction",
 }
@@ -35,6 +37,7 @@ BOUNDS = {  # pydantic's error types
     "less_than_equal": "x <= {le}",
 }
 
+# json_schema_extra is for editors only; the validators below enforce the same rules.
 ModelName = Annotated[
     str,
     Field(
@@ -140,7 +143,7 @@ class Architecture(Section):
         return convolutions + dense
 
 
-class Augmentation(Section):
+class PerturbationLimits(Section):
     """The maximum of each random perturbation of an image; params.yaml states the units."""
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
@@ -153,7 +156,7 @@ class Recipe(Section):
     """The hyperparameters of a training."""
 
     epochs: Annotated[int, Field(gt=0, le=10_000)]
-    batch_size: Annotated[int, Field(gt=2, le=16_384)]  # then no batch holds a single image, which batch norm rejects
+    batch_size: Annotated[int, Field(gt=2, le=16_384)]  # 2 may leave a batch of one image, which batch norm rejects
     learning_rate: Annotated[float, Field(gt=0, le=100)]
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     initialization: Literal["pytorch", "glorot"] = "pytorch"
@@ -161,7 +164,7 @@ class Recipe(Section):
     weight_decay: Fraction = 0.0
     label_smoothing: FractionBelowOne = 0.0
     dropout: FractionBelowOne = 0.0
-    augmentation: Augmentation | None = None
+    augmentation: PerturbationLimits | None = None
     augment_until: Fraction = 1.0
 
 
@@ -169,7 +172,7 @@ class Int8(Section):
     """The quantization to int8, and its limit."""
 
     calibration_images: Annotated[int, Field(gt=0, le=100_000)]
-    max_accuracy_loss: Fraction
+    max_accuracy_drop: Fraction
 
 
 class Params(Section):
@@ -184,7 +187,7 @@ class Params(Section):
     networks: Annotated[dict[ModelName, Architecture], Field(json_schema_extra={"additionalProperties": False})]
     recipes: dict[str, dict[str, Recipe]]
     minimum_accuracy: dict[str, Fraction]
-    robustness: Augmentation
+    perturbations: PerturbationLimits
     tolerance: Fraction
     int8: Int8
     license: Annotated[str, Field(min_length=1, max_length=64)]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from stages import artifacts, command, dataset, devices, networks, params, preemptible_lock
 from stages.augmentation import augment
-from stages.checkpoint import Checkpoint, fingerprint
+from stages.checkpoint import Checkpoint, compute_fingerprint
 from stages.dataset import Split
 from stages.errors import UserError, one_line
 from stages.images import scale_pixels
@@ -47,7 +47,7 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
     configure_torch(parameters.threads)
     network, training, validation = prepare_training(model, parameters, recipe, parameters.seed)
     tqdm.write(networks.summarize_layers(network))
-    checkpoint = Checkpoint(artifacts.checkpoint(model), fingerprint(model, parameters, device))
+    checkpoint = Checkpoint(artifacts.checkpoint(model), compute_fingerprint(model, parameters, device))
     start = time.perf_counter()
     with artifacts.atomic_write(artifacts.training(model)) as folder:
         live = open_live(folder)
@@ -56,8 +56,9 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
                 live.log_metric(name, value)
             live.next_step()
             if is_preempted():
-                raise UserError(f"stopped after epoch {live.step - 1}: a newer process resumes from there")
-        live.end()  # not in a `with`: after Ctrl-C, it may wait forever for a thread of its own, and nothing needs it
+                raise UserError("stopped: a newer process resumes from the checkpoint")
+        # Not in a `with`, which would call end() after Ctrl-C too, when it may wait forever for a thread of DVCLive.
+        live.end()
         artifacts.write_json(folder / artifacts.training_environment(model).name, devices.environment(device))
     print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
 
@@ -121,17 +122,17 @@ def fit(
     )
     steps = math.ceil(len(training) / recipe.batch_size)
     history = checkpoint.restore(network, optimizer)
-    yield from history
+    yield from history  # the epochs before the interruption, for the new log
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", disable=None) as progress:
         for epoch in range(len(history), recipe.epochs):
             start = time.perf_counter()
             torch.manual_seed(epoch_seed(seed, epoch))
             network.train()
             sums = torch.zeros(2, device=training.labels.device)
-            for number, batch in enumerate(shuffled_batches(training, steps), start=epoch * steps):
-                done = (number + 0.5) / (recipe.epochs * steps)
-                optimizer.param_groups[0]["lr"] = learning_rate(recipe, done)
-                if recipe.augmentation and done < recipe.augment_until:
+            for step, batch in enumerate(shuffled_batches(training, steps), start=epoch * steps):
+                fraction_done = (step + 0.5) / (recipe.epochs * steps)
+                optimizer.param_groups[0]["lr"] = learning_rate(recipe, fraction_done)
+                if recipe.augmentation and fraction_done < recipe.augment_until:
                     images = augment(batch.images, recipe.augmentation)
                 else:
                     images = scale_pixels(batch.images)
@@ -140,7 +141,8 @@ def fit(
             loss, accuracy = (sums / len(training)).tolist()
             metrics = {"loss": loss, "accuracy": accuracy} | validate(network, validation)
             if not math.isfinite(metrics["loss"] + metrics["val_loss"]):
-                raise UserError(f"loss: expected a finite number, got {metrics['loss']}; try a lower learning_rate")
+                found = f"{metrics['loss']} and {metrics['val_loss']}"
+                raise UserError(f"loss and val_loss: expected finite numbers, got {found}; try a lower learning_rate")
             print_epoch(epoch + 1, recipe.epochs, metrics, time.perf_counter() - start)
             history.append(metrics)
             checkpoint.save(network, optimizer, history)
@@ -152,15 +154,16 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
-def learning_rate(recipe: Recipe, done: float) -> float:
-    """Return the learning rate when a fraction `done` of the training, 0 to 1, is finished.
+def learning_rate(recipe: Recipe, fraction_done: float) -> float:
+    """Return the learning rate when a fraction of the training's steps, from 0 to 1, is done.
 
     With a warm-up it follows a one-cycle schedule (Smith & Topin 2017, arXiv:1708.07120): from 0 up to the recipe's
     rate and back to 0, with cosine annealing as in PyTorch's OneCycleLR. Without a warm-up it is constant.
     """
     if recipe.warmup_fraction is None:
         return recipe.learning_rate
-    ramp = done / recipe.warmup_fraction if done < recipe.warmup_fraction else (1 - done) / (1 - recipe.warmup_fraction)
+    warmup = recipe.warmup_fraction
+    ramp = fraction_done / warmup if fraction_done < warmup else (1 - fraction_done) / (1 - warmup)
     return recipe.learning_rate * (1 - math.cos(math.pi * ramp)) / 2
 
 

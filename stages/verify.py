@@ -23,29 +23,28 @@ def main(model: str) -> None:
 
     images = torch.cat([test.images, synthetic_images(parameters.seed)])
     labels, probabilities = predict_with_pytorch(network, images)
-    disagree, differences = np.zeros(len(images), bool), np.zeros(len(images), np.float32)
+    label_differs, max_differences = np.zeros(len(images), bool), np.zeros(len(images), np.float32)
     for size in BATCH_SIZES:
         onnx_labels, onnx_probabilities = inference.predict(session, images.numpy(), size)
-        disagree |= onnx_labels != labels
-        differences = np.maximum(
-            differences, np.abs(onnx_probabilities - probabilities).max(axis=1)
-        )  # maximum propagates NaN
-    disagreements, difference = int(disagree.sum()), differences.max()
+        label_differs |= onnx_labels != labels
+        # np.maximum propagates NaN
+        max_differences = np.maximum(max_differences, np.abs(onnx_probabilities - probabilities).max(axis=1))
+    disagreements, max_difference = int(label_differs.sum()), max_differences.max()
     verification = {
         "samples": len(test),
         "synthetic_samples": len(images) - len(test),
         "label_disagreements": disagreements,
-        "max_abs_difference": float(difference) if np.isfinite(difference) else None,
+        "max_abs_difference": float(max_difference) if np.isfinite(max_difference) else None,
         "tolerance": parameters.tolerance,
         "onnx_accuracy": float((onnx_labels[: len(test)] == test.labels.numpy()).mean()),
     }
     artifacts.write_json(artifacts.verification(model), verification)
-    figure = histogram.draw_differences(differences, "ONNX Runtime to PyTorch", parameters.tolerance)
+    figure = histogram.draw_differences(max_differences, "ONNX Runtime to PyTorch", parameters.tolerance)
     artifacts.write_figure(artifacts.differences(model), figure)
 
     sizes = ", ".join(map(str, BATCH_SIZES))
-    found = f"{disagreements} of {len(images):,} labels differ, probabilities by up to {difference:.1e}"
-    if disagreements or not difference <= parameters.tolerance:
+    found = f"{disagreements} of {len(images):,} labels differ, probabilities by up to {max_difference:.1e}"
+    if disagreements or not max_difference <= parameters.tolerance:
         expected = f"the labels of {artifacts.weights(model)}, and its probabilities within {parameters.tolerance}"
         raise UserError(f"{artifacts.onnx(model)}: expected {expected}, got: {found}")
     print(f"{model}: {found}, in batches of {sizes}")

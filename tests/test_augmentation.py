@@ -2,8 +2,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from stages.augmentation import augment, dilate, erode, perturbations, random_affine, random_strokes
-from stages.params import Augmentation
+from stages.augmentation import augment, dilate, erode, perturbed_images, random_affine, random_strokes
+from stages.params import PerturbationLimits
 
 
 @pytest.fixture(autouse=True)
@@ -38,29 +38,29 @@ def centroids(images: torch.Tensor) -> torch.Tensor:
 
 def test_limits_of_0_change_nothing():
     images = noise(4)
-    torch.testing.assert_close(augment(images, Augmentation()), images / 255, atol=1e-5, rtol=0)
+    torch.testing.assert_close(augment(images, PerturbationLimits()), images / 255, atol=1e-5, rtol=0)
 
 
 def test_shifts_are_in_pixels_and_reach_their_limit():
-    moved = centroids(random_affine(spots(14, 14), Augmentation(shift=3.0))) - centroids(spots(14, 14))
+    moved = centroids(random_affine(spots(14, 14), PerturbationLimits(shift=3.0))) - centroids(spots(14, 14))
     assert 2.7 < moved.abs().max() <= 3.01
 
 
 def test_rotations_are_in_degrees_about_the_center_and_reach_their_limit():
-    before, after = centroids(spots(14, 22)), centroids(random_affine(spots(14, 22), Augmentation(rotation=30.0)))
+    before, after = centroids(spots(14, 22)), centroids(random_affine(spots(14, 22), PerturbationLimits(rotation=30.0)))
     angles = torch.atan2(after[:, 0], after[:, 1]) - torch.atan2(before[:, 0], before[:, 1])
     assert 28 < angles.rad2deg().abs().max() <= 30.5
     torch.testing.assert_close(after.norm(dim=1), before.norm(dim=1), atol=0.1, rtol=0)
 
 
 def test_scaling_is_about_the_center_and_reaches_its_limits():
-    radii = centroids(random_affine(spots(14, 22), Augmentation(scale=0.2)))[:, 1] / 8.5
+    radii = centroids(random_affine(spots(14, 22), PerturbationLimits(scale=0.2)))[:, 1] / 8.5
     assert 1 / 1.21 <= radii.min() < 0.87
     assert 1.15 < radii.max() <= 1 / 0.79
 
 
 def test_each_image_has_its_own_draws():
-    limits = Augmentation(rotation=12.0, scale=0.1, shift=1.5, strokes=1.0)
+    limits = PerturbationLimits(rotation=12.0, scale=0.1, shift=1.5, strokes=1.0)
     augmented = augment(noise(1).expand(2, 1, 28, 28), limits)
     assert not torch.equal(augmented[0], augmented[1])
 
@@ -88,7 +88,7 @@ def test_random_strokes_stay_within_their_limit():
 
 def test_perturbed_images_are_uint8_and_show_one_perturbation_each():
     images = squares(50, value=200)
-    perturbed = perturbations(images, Augmentation(shift=3, strokes=1))
+    perturbed = perturbed_images(images, PerturbationLimits(shift=3, strokes=1))
     assert list(perturbed) == ["shift", "thin_strokes", "thick_strokes"]
     assert {(result.dtype, result.shape) for result in perturbed.values()} == {(torch.uint8, images.shape)}
     assert [int((perturbed[name][0] == 200).sum()) for name in ("thin_strokes", "thick_strokes")] == [9, 25]
@@ -98,7 +98,7 @@ def test_perturbed_images_are_uint8_and_show_one_perturbation_each():
 
 def test_a_perturbations_draws_do_not_depend_on_the_others():
     images = noise(5)
-    alone = perturbations(images, Augmentation(shift=3))
-    among_others = perturbations(images, Augmentation(rotation=15, shift=3, strokes=1))
+    alone = perturbed_images(images, PerturbationLimits(shift=3))
+    among_others = perturbed_images(images, PerturbationLimits(rotation=15, shift=3, strokes=1))
     assert list(alone) == ["shift"]
     assert torch.equal(alone["shift"], among_others["shift"])

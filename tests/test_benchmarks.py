@@ -30,7 +30,7 @@ def network_parameters(monkeypatch):
 def test_the_network_computes_the_same_function_as_the_notebooks(network_parameters, model):
     theirs = training.NOTEBOOK_NETWORKS[model]()
     theirs(torch.rand(64, 1, 28, 28))  # updates the running statistics of batch norm
-    ours = networks.build_network(network_parameters[model], classes=10, dropout=0.2)
+    ours = networks.build_network(network_parameters[model], class_count=10, dropout=0.2)
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     images = torch.rand(8, 1, 28, 28)
     torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
@@ -42,7 +42,7 @@ def test_flop_per_image_counts_two_operations_per_multiplication_in_three_passes
 ):
     # one forward and two backward passes, except for the first layer, whose input needs no gradient
     first_layer = {"fnn": 784 * 128, "cnn": 28 * 28 * 32 * 9}[model]
-    network = networks.build_network(network_parameters[model], classes=10)
+    network = networks.build_network(network_parameters[model], class_count=10)
     assert training.flop_per_image(network) == 2 * (3 * multiplications - first_layer)
 
 
@@ -140,11 +140,11 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="waiting policie
 
 
 @linux_only
-def test_the_shared_cpu_benchmark_trains_beside_another_training(workspace, monkeypatch):
+def test_the_shared_cpu_benchmark_times_a_training_in_a_process_of_its_own(workspace, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    monkeypatch.setattr(shared_cpu, "SITUATIONS", (shared_cpu.TRAINING,))
-    *_, row = shared_cpu.shared_cpu_table(["fnn"], 1, [0]).splitlines()
-    assert re.fullmatch(r"\| fnn \| beside another training \| \d+\.\d / \d+\.\d \|", row)
+    timing = shared_cpu.time_training("fnn", shared_cpu.IDLE, spin_count=0, quota=[])
+    assert timing.seconds > 0
+    assert re.fullmatch("[0-9a-f]{64}", timing.sha256)
 
 
 @linux_only
@@ -244,9 +244,9 @@ def test_the_inference_benchmark_alternates_the_sessions_in_groups_of_batches(mo
     assert calls == 2 * (3 * ["float32"] + 3 * ["int8"])
 
 
-def test_the_inference_table_shows_size_accuracy_loss_and_throughput_of_int8(models, monkeypatch):
+def test_the_inference_table_shows_size_accuracy_drop_and_throughput_of_int8(models, monkeypatch):
     for model in models:
-        results = {"size_ratio": 0.27, "accuracy_loss": 0.0012, "changed_labels": 21}
+        results = {"size_ratio": 0.27, "accuracy_drop": 0.0012, "changed_labels": 21}
         artifacts.write_json(artifacts.verification_int8(model), results)
     monkeypatch.setattr(inference, "median_seconds", lambda sessions, images: [len(images) / 1000, len(images) / 2500])
     assert inference.inference_table().splitlines() == [

@@ -43,9 +43,9 @@ def test_a_model_card_states_the_measured_accuracies(cards, name, measured):
     assert result["metrics"] == [{"type": "accuracy", "value": expected["accuracy"]}]
     interval = f"{expected['accuracy_low']:.2%} to {expected['accuracy_high']:.2%}"
     assert f"Test accuracy: {expected['accuracy']:.2%} (95 % interval {interval}), {expected['errors']} errors" in text
-    assert expected["robustness"]
-    for name, accuracy in expected["robustness"].items():
-        assert f"{card.describe_perturbation(name, params.load_params().robustness)} | {accuracy:.2%} |" in text
+    assert expected["perturbed_accuracy"]
+    for name, accuracy in expected["perturbed_accuracy"].items():
+        assert f"{card.describe_perturbation(name, params.load_params().perturbations)} | {accuracy:.2%} |" in text
 
 
 def test_the_front_matter_has_the_keys_of_hugging_face(cards):
@@ -70,7 +70,7 @@ def test_a_model_card_states_recipe_and_digests(cards):
 
 
 def test_special_characters_of_yaml_in_names_are_quoted(models, change):
-    change({"data.name": "a: [b]", "license": "#1: 'x'", "robustness": {}})
+    change({"data.name": "a: [b]", "license": "#1: 'x'", "perturbations": {}})
     write_cards("fnn")
     metadata = front_matter(artifacts.model_card("fnn").read_text())
     assert metadata["license"] == "#1: 'x'"

@@ -1,5 +1,4 @@
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -158,7 +157,7 @@ def test_the_fingerprint_covers_the_modules_that_train_imports_and_no_others(
     workspace, monkeypatch, module, is_imported
 ):
     def fingerprint() -> str:
-        return checkpoint.fingerprint("fnn", params.load_params(), torch.device("cpu"))
+        return checkpoint.compute_fingerprint("fnn", params.load_params(), torch.device("cpu"))
 
     before, digest = fingerprint(), artifacts.sha256_digest
     monkeypatch.setattr(artifacts, "sha256_digest", lambda path: "0" if path.stem == module else digest(path))
@@ -206,31 +205,37 @@ def test_ctrl_c_in_the_logging_of_an_epoch_does_not_hang(workspace, monkeypatch)
         train.main("fnn")
 
 
-def test_a_newer_process_takes_over_and_ctrl_c_ends_it_with_one_line(workspace, change, start):
-    """test_pipeline.py kills the processes of a training and compares the resulting bytes."""
-    change({"recipes.default.fnn.epochs": 10_000})  # so that the older process is still training
-    older = start()
-    wait_until(artifacts.checkpoint("fnn").exists, older)
-    newer = start()
-    assert newer.stdout.readline() == "fnn: another process is training it, waiting for the end of its epoch\n"
-    _, errors = older.communicate()
-    assert older.returncode == 1
-    stopped = re.fullmatch(r"train: stopped after epoch (\d+): a newer process resumes from there\n", errors)
-    resumed = next(line for line in newer.stdout if "resuming" in line)
-    assert resumed == f"artifacts/fnn/.checkpoint: resuming after epoch {stopped[1]}\n"
-
-    assert newer.stdout.readline().startswith("epoch ")
-    newer.send_signal(signal.SIGINT)
-    _, errors = newer.communicate()
-    assert (newer.returncode, errors) == (130, "train: interrupted; run the same command again to continue\n")
+def test_ctrl_c_ends_a_training_with_one_line_and_keeps_its_checkpoint(workspace, change, start):
+    """test_pipeline.py kills the process of a training."""
+    change({"recipes.default.fnn.epochs": 10_000})  # so that it is still training
+    process = start()
+    wait_until(artifacts.checkpoint("fnn").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (130, "train: interrupted; run the same command again to continue\n")
     left = {path.name for path in artifacts.checkpoint("fnn").parent.iterdir()}
     assert left == {".checkpoint", ".training.claim", ".training.lock"}
+
+
+def test_a_training_stops_after_an_epoch_in_which_a_newer_process_claims_its_lock(workspace, monkeypatch):
+    """test_preemptible_lock.py tests the lock with several processes."""
+    save = checkpoint.Checkpoint.save
+
+    def save_while_another_claims(*arguments) -> None:
+        save(*arguments)
+        artifacts.training_lock("fnn").with_suffix(".claim").write_text("a newer process")
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", save_while_another_claims)
+    with pytest.raises(UserError, match="^stopped: a newer process resumes from the checkpoint$"):
+        train.main("fnn")
+    assert artifacts.checkpoint("fnn").exists()
+    assert not artifacts.weights("fnn").exists()
 
 
 def test_a_process_preempted_in_its_last_epoch_leaves_a_finished_checkpoint(workspace, capsys):
     expected = train_from_the_start("fnn")
     preempted = iter([False] * 7 + [True])
-    with pytest.raises(UserError, match="^stopped after epoch 8: a newer process resumes from there$"):
+    with pytest.raises(UserError, match="^stopped: a newer process resumes from the checkpoint$"):
         train.train("fnn", params.load_params(), lambda: next(preempted))
     capsys.readouterr()
     train.main("fnn")

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from ruamel.yaml import YAML
@@ -175,52 +176,47 @@ def new_environment(folder: Path, s3_url: str, activated: bool) -> dict[str, str
     }
 
 
-@pytest.fixture(scope="module")
-def terminals(
-    built: Path,
-    s3_endpoint: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[Path], Terminal]]:
-    """A terminal for each page, in a reproduced miniature clone of its own with a remote `origin`.
+@pytest.fixture
+def terminal(page: Path, built: Path, s3_endpoint: str, tmp_path: Path) -> Iterator[Terminal]:
+    """A terminal for a page, in a reproduced miniature clone with a remote `origin`.
 
     README.md has to activate the environment itself; the pages in docs/ say that it is.
     """
-    opened: dict[Path, Terminal] = {}
-
-    def open_terminal(page: Path) -> Terminal:
-        if page not in opened:
-            for terminal in opened.values():
-                terminal.interrupt()  # each page starts its own server on the same port
-            parent = tmp_path_factory.mktemp(page.stem)
-            folder = shutil.copytree(built, parent / "mnist-pipeline")
-            edit_params(folder / "params.yaml", LENIENT)
-            link_environment(folder)
-            commit(folder)
-            opened[page] = terminal = Terminal(folder, new_environment(folder, s3_endpoint, activated=page != README))
-            terminal.run("git init --quiet --bare ../origin.git && git remote add origin ../origin.git && git push")
-        return opened[page]
-
-    yield open_terminal
-    for terminal in opened.values():
-        terminal.interrupt()
+    folder = shutil.copytree(built, tmp_path / "mnist-pipeline")
+    edit_params(folder / "params.yaml", LENIENT)
+    link_environment(folder)
+    commit(folder)
+    opened = Terminal(folder, new_environment(folder, s3_endpoint, activated=page != README))
+    opened.run("git init --quiet --bare ../origin.git && git remote add origin ../origin.git && git push")
+    yield opened
+    opened.interrupt()
 
 
-@pytest.mark.parametrize(
-    "block", [pytest.param(block, id=block.name) for block in BLOCKS if block.language in RUN_LANGUAGES]
-)
-def test_code_block_runs(block: Block, terminals: Callable[[Path], Terminal], request: pytest.FixtureRequest) -> None:
-    if block.marker.startswith("not run: "):
-        pytest.skip(block.marker)
-    terminal = terminals(block.page)
-    if block.marker == UNTIL_INTERRUPTED:
-        terminal.start(block.source)
-        return
-    if "127.0.0.1:" in block.source and terminal.server is None:
-        pytest.skip("needs the server of an earlier block")
-    if block.language == "python":
-        run_python(block, terminal, request)
+@pytest.fixture
+def server_lock(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let pages with servers, which use the same port, wait for each other while pytest-xdist runs several pages."""
+    if any(block.marker == UNTIL_INTERRUPTED for block in code_blocks(page)):
+        with FileLock(tmp_path_factory.getbasetemp().parent / "server.lock"):
+            yield
     else:
-        terminal.run(block.source)
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds: the pages with experiments take more than one minute on two idle cores
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_blocks_of_a_page_run_one_after_another(
+    page: Path, server_lock: None, terminal: Terminal, request: pytest.FixtureRequest
+) -> None:
+    for block in code_blocks(page):
+        if block.language not in RUN_LANGUAGES or block.marker.startswith("not run: "):
+            continue
+        if block.marker == UNTIL_INTERRUPTED:
+            terminal.start(block.source)
+        elif block.language == "python":
+            run_python(block, terminal, request)
+        else:
+            terminal.run(block.source)
 
 
 def run_python(block: Block, terminal: Terminal, request: pytest.FixtureRequest) -> None:
@@ -241,6 +237,7 @@ def run_python(block: Block, terminal: Terminal, request: pytest.FixtureRequest)
         assert ended.stdout.splitlines() == printed
 
 
+@pytest.mark.slow
 def test_make_restore_brings_back_the_last_commit_without_running_a_stage(clone: Path) -> None:
     link_environment(clone)
     commit(clone)

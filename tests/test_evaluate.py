@@ -77,19 +77,19 @@ def test_the_robustness_files_count_the_errors_under_each_perturbation(models):
     rows = {row["perturbation"]: int(row["errors"]) for row in read_csv(artifacts.robustness("cnn"))}
     assert list(rows) == ["none", "rotation", "scale", "shift", "thin_strokes", "thick_strokes"]
     assert rows.pop("none") == evaluation["errors"]
-    assert evaluation["robustness"] == {name: pytest.approx(1 - errors / 297) for name, errors in rows.items()}
+    assert evaluation["perturbed_accuracy"] == {name: pytest.approx(1 - errors / 297) for name, errors in rows.items()}
 
 
 def test_the_compared_metrics_are_few_and_those_of_the_evaluation(models):
     evaluate.main("cnn")
     evaluation, metrics = (artifacts.read_json(file("cnn")) for file in (artifacts.evaluation, artifacts.metrics))
-    robustness = evaluation["robustness"].values()
+    robustness = evaluation["perturbed_accuracy"].values()
     expected = {name: evaluation[name] for name in ("accuracy", "loss", "calibration_error")}
     assert metrics == {"cnn": expected | {"robustness": pytest.approx(sum(robustness) / len(robustness))}}
 
 
 def test_without_perturbations_the_compared_metrics_have_no_robustness(models, change):
-    change({"robustness": {}})
+    change({"perturbations": {}})
     evaluate.main("fnn")
     assert artifacts.read_json(artifacts.metrics("fnn"))["fnn"].keys() == {"accuracy", "loss", "calibration_error"}
 

@@ -19,14 +19,16 @@ def definitions(monkeypatch):
     ("model", "parameters"), [("keras_fnn", 12_730), ("keras_cnn", 15_994), ("fnn", 109_770), ("cnn", 422_090)]
 )
 def test_the_projects_networks_have_these_parameter_counts(definitions, model, parameters):
-    network = networks.build_network(definitions[model], classes=10)
+    network = networks.build_network(definitions[model], class_count=10)
     assert networks.parameter_count(network) == parameters
     assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
 def test_the_layers_are_in_the_order_of_params_yaml():
     network = networks.build_network(
-        Architecture(convolutions=[[4, 5], [6]], kernel_size=3, hidden=[7, 8], batch_norm=True), classes=3, dropout=0.5
+        Architecture(convolutions=[[4, 5], [6]], kernel_size=3, hidden=[7, 8], batch_norm=True),
+        class_count=3,
+        dropout=0.5,
     )
     assert [name for name, _ in network.named_children()] == [
         *("conv1", "conv1_norm", "conv1_relu"),
@@ -40,7 +42,7 @@ def test_the_layers_are_in_the_order_of_params_yaml():
 
 
 def test_an_even_kernel_is_padded_at_the_bottom_and_the_right_like_keras():
-    network = networks.build_network(Architecture(convolutions=[[1]], kernel_size=2), classes=2)
+    network = networks.build_network(Architecture(convolutions=[[1]], kernel_size=2), class_count=2)
     with torch.no_grad():
         network.conv1.weight.fill_(1)
         network.conv1.bias.fill_(0)
@@ -60,7 +62,7 @@ def test_dropout_does_not_change_the_names_of_the_weights():
 
 def test_glorots_initial_weights_fill_their_interval_and_biases_are_0():
     layers = Architecture(convolutions=[[16]], kernel_size=3, hidden=[100])
-    network = networks.build_network(layers, classes=10, initialization="glorot")
+    network = networks.build_network(layers, class_count=10, initialization="glorot")
     for layer, inputs, outputs in ((network.conv1, 9, 9 * 16), (network.dense1, 16 * 14 * 14, 100)):
         bound = (6 / (inputs + outputs)) ** 0.5
         assert 0.9 * bound < layer.weight.abs().max() <= bound
@@ -68,14 +70,14 @@ def test_glorots_initial_weights_fill_their_interval_and_biases_are_0():
 
 
 def test_the_summary_of_layers_has_output_shapes_and_parameter_counts(definitions):
-    lines = networks.summarize_layers(networks.build_network(definitions["cnn"], classes=10)).splitlines()
+    lines = networks.summarize_layers(networks.build_network(definitions["cnn"], class_count=10)).splitlines()
     assert [line.split() for line in lines if "conv1_pool" in line] == [["conv1_pool", "[n,", "32,", "14,", "14]", "0"]]
     assert [line.split() for line in lines if "dense1 " in line] == [["dense1", "[n,", "128]", "401,536"]]
     assert lines[-1].split() == ["total", "422,090"]
 
 
 def test_the_summary_of_layers_does_not_change_the_network(definitions):
-    network = networks.build_network(definitions["fnn"], classes=10).eval()
+    network = networks.build_network(definitions["fnn"], class_count=10).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     networks.summarize_layers(network)
     assert not network.training
@@ -84,7 +86,7 @@ def test_the_summary_of_layers_does_not_change_the_network(definitions):
 
 def test_the_classifier_returns_labels_and_probabilities_of_raw_pixels(definitions):
     images = torch.randint(256, (5, 1, 28, 28), dtype=torch.uint8)
-    classifier = networks.Classifier(networks.build_network(definitions["cnn"], classes=10)).eval()
+    classifier = networks.Classifier(networks.build_network(definitions["cnn"], class_count=10)).eval()
     labels, probabilities = classifier(images)
     assert labels.dtype == torch.int64
     assert labels.tolist() == probabilities.argmax(dim=1).tolist()

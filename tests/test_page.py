@@ -1,6 +1,7 @@
 """The demo page in headless Chromium."""
 
 import io
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -59,10 +60,10 @@ def expect_prediction(page: Page, digit: int) -> None:
     expect(page.locator("#message")).to_contain_text(f"cnn: {digit} (")
 
 
-@pytest.mark.parametrize("page, digit", list(zip(["light", "dark"] * 5, range(10))), indirect=["page"])
-def test_digits_drawn_with_the_mouse_are_classified_at_any_position(page, digit):
+@pytest.mark.parametrize(("page", "digits"), [("light", range(10)), ("dark", range(3))], indirect=["page"])
+def test_digits_drawn_with_the_mouse_are_classified_at_any_position(page, digits):
     page.locator("#brush").fill("20")
-    for height, left, top in ((240, 130, 100), (80, 10, 10), (60, 380, 370)):
+    for digit, (height, left, top) in zip(digits, itertools.cycle([(240, 130, 100), (80, 10, 10), (60, 380, 370)])):
         draw_with_mouse(page, digit, height, left, top)
         expect_prediction(page, digit)
         page.get_by_role("button", name="Clear").click()

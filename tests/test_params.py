@@ -78,7 +78,9 @@ RENAMED = {
     "recipes.default.fnn.distort_until": "augment_until",
     "recipes.default.fnn.warm_up": "warmup_fraction",
     "data.validation": "validation_fraction",
-    "int8.accuracy_loss": "max_accuracy_loss",
+    "int8.accuracy_loss": "max_accuracy_drop",
+    "int8.max_accuracy_loss": "max_accuracy_drop",
+    "robustness": "perturbations",
     "licence": "license",
 }
 

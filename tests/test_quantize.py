@@ -16,7 +16,7 @@ def model(models, request) -> str:
 
 
 def test_the_int8_variant_has_the_same_inputs_and_outputs(model):
-    inference.open_session(artifacts.onnx(artifacts.int8_name(model)), classes=10)  # raises for others
+    inference.open_session(artifacts.onnx(artifacts.int8_name(model)), class_count=10)  # raises for others
 
 
 def test_weights_are_int8_with_a_scale_per_channel(model):
@@ -33,7 +33,7 @@ def test_weights_are_int8_with_a_scale_per_channel(model):
 
 def test_probabilities_are_positive_and_sum_to_1(model):
     images = np.random.default_rng(0).integers(256, size=(100, 1, 28, 28), dtype=np.uint8)
-    session = inference.open_session(artifacts.onnx(artifacts.int8_name(model)), classes=10)
+    session = inference.open_session(artifacts.onnx(artifacts.int8_name(model)), class_count=10)
     _, probabilities = inference.predict(session, images, 100)
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(100), abs=1e-6)
     assert (probabilities > 0).all()

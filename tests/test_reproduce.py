@@ -75,6 +75,7 @@ def test_a_lock_of_a_gpu_has_no_number_of_threads():
     assert reproduce.locked_threads(results()) == {"OMP_NUM_THREADS": "2"}
 
 
+@pytest.mark.slow
 def test_the_commit_is_reproduced_from_nothing_with_the_locked_threads(clone):
     """One locked digest is false; every other output is equal, although this process asks for two threads."""
     edit_params(clone / "params.yaml", {"models": ["fnn"]})

@@ -150,7 +150,7 @@ def test_the_other_recipes_train_their_models(workspace, change, recipe, model):
 
 @pytest.mark.parametrize("model", ["keras_fnn", "keras_cnn"])
 def test_a_keras_model_passes_through_all_stages(workspace, change, model):
-    change({"recipe": "notebook", "models": [model], f"minimum_accuracy.{model}": 0.5, "int8.max_accuracy_loss": 1})
+    change({"recipe": "notebook", "models": [model], f"minimum_accuracy.{model}": 0.5, "int8.max_accuracy_drop": 1})
     for stage in (train, evaluate, export, verify, quantize, verify_int8, card):
         stage.main(model)
     assert "| initialization | glorot |" in artifacts.model_card(model).read_text()
@@ -177,7 +177,9 @@ def test_trainings_on_gpu_and_cpu_have_similar_metrics(workspace, model):
 def test_a_loss_that_is_not_finite_is_a_user_error_and_keeps_the_earlier_results(models, change):
     before = artifacts.weights("fnn").read_bytes(), (artifacts.training("fnn") / "metrics.json").read_bytes()
     change({"recipes.default.fnn": {"epochs": 8, "batch_size": 64, "learning_rate": 100.0, "weight_decay": 1.0}})
-    with pytest.raises(UserError, match="^loss: expected a finite number, got .*; try a lower learning_rate$"):
+    with pytest.raises(
+        UserError, match="^loss and val_loss: expected finite numbers, got .*; try a lower learning_rate$"
+    ):
         train.main("fnn")
     assert (artifacts.weights("fnn").read_bytes(), (artifacts.training("fnn") / "metrics.json").read_bytes()) == before
     assert not list(artifacts.ROOT.rglob(".*.partial"))
