@@ -67,7 +67,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"serving: {error}")
     if options.json:
-        artifacts.write_json(options.json, {"measurements": [asdict(measurement) for measurement in measurements]})
+        artifacts.write_json(options.json, {"measurements": [asdict(each) for each in measurements]})
     print(serving_table(measurements))
 
 

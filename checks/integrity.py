@@ -20,8 +20,8 @@ from stages import command
 def main() -> None:
     """Print a line for each damaged file, and exit with 1 if there is one."""
     locked = lock.locked_digests()
-    present = {path: md5 for (_, path), md5 in locked.items() if Path(path).exists()}
-    damaged = [path for path, locked_md5 in present.items() if md5(path) != locked_md5]
+    present = {path: digest for (_, path), digest in locked.items() if Path(path).exists()}
+    damaged = [path for path, digest in present.items() if md5(path) != digest]
     cached = list(Path(Repo().cache.local.path).glob("??/*"))
     damaged += [str(file) for file in cached if not matches_name(file)]
     for path in damaged:

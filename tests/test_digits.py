@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import shutil
 import struct
 import subprocess
@@ -372,8 +373,8 @@ def test_classify_prints_one_line_for_a_file_name_with_a_line_break(shipped, tmp
 
 def test_classify_ends_silently_when_its_output_is_closed(shipped, tmp_path):
     (tmp_path / "a.png").write_bytes(SEVENS["dark on light"]())
-    command = f"{sys.executable} -m serving.classify --json --repository {shipped} {tmp_path} | true"
-    result = subprocess.run(command, shell=True, cwd=PROJECT, capture_output=True)
+    command = [sys.executable, "-m", "serving.classify", "--json", "--repository", str(shipped), str(tmp_path)]
+    result = subprocess.run(f"{shlex.join(command)} | true", shell=True, cwd=PROJECT, capture_output=True)
     assert result.stderr == b""
 
 
