@@ -39,6 +39,11 @@ def training_environment(model: str) -> Path:
     return training(model) / "environment.json"
 
 
+def calibration(model: str) -> Path:
+    """Return the file with the temperature by which the logits of the finished training were divided."""
+    return training(model) / "calibration.json"
+
+
 def checkpoint(model: str) -> Path:
     """Return the file from which an interrupted training resumes; DVC does not know it, and so does not delete it."""
     return ROOT / model / ".checkpoint"
@@ -85,6 +90,10 @@ def verification_int8(model: str) -> Path:
     return ROOT / model / "verification_int8.json"
 
 
+def reliability(model: str) -> Path:
+    return ROOT / model / "reliability.png"
+
+
 def differences(model: str) -> Path:
     return ROOT / model / "differences.png"
 
@@ -123,8 +132,8 @@ def int8_name(model: str) -> str:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` for a file or a directory, and rename it to `path` when the block succeeds.
 
-    Otherwise `path` stays as it was; only a process that is killed while it replaces a directory leaves none. What a
-    killed process left at the temporary path is removed.
+    Otherwise `path` stays as it was. One exception: a process that is killed while it replaces a directory may leave no
+    `path` at all. What a killed process left at the temporary path is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")

@@ -1,4 +1,4 @@
-"""Random perturbations of images: as augmentation in training, and to measure robustness."""
+"""Perturbations of images: random ones as augmentation in training, and those that measure robustness."""
 
 import math
 
@@ -46,8 +46,8 @@ def random_strokes(images: Tensor, limit: float) -> Tensor:
     A limit of 1 allows up to the full `erode` or `dilate`. Returns float32 from 0 to 1.
     """
     change = (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1) * limit
-    inversion = (change < 0) * torch.tensor(255, dtype=torch.uint8)  # eroding is dilating the inverted image
-    extreme = dilate(images ^ inversion) ^ inversion
+    invert_mask = (change < 0) * torch.tensor(255, dtype=torch.uint8)  # x ^ 255 inverts; to erode, dilate the inverse
+    extreme = dilate(images ^ invert_mask) ^ invert_mask
     return scale_pixels(images.float().lerp_(extreme.float(), change.abs()))
 
 

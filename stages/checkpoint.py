@@ -38,7 +38,8 @@ class Checkpoint:
     def restore(self, network: nn.Module, optimizer: Optimizer) -> History:
         """Restore network and optimizer in place, and return the history of the finished epochs.
 
-        A missing checkpoint leaves both unchanged, and so does a corrupt one or one from a different run (both logged).
+        A missing checkpoint leaves network and optimizer unchanged. So does one that is corrupt or from a different
+        run, with a message.
         """
         if not self.path.is_file():
             return []

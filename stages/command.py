@@ -1,4 +1,4 @@
-"""Command-line entry point: parses arguments and prints errors as one clear line."""
+"""Command-line entry point: parses arguments and prints errors without a traceback."""
 
 import argparse
 import io
@@ -14,7 +14,7 @@ INTERRUPTED = 130  # the exit status of a shell command that SIGINT ended
 def run(stage: Callable[..., None], *arguments: str) -> None:
     """Parse positional arguments with these names and call `stage` with them.
 
-    A UserError or an error of the file system (disk full, read-only folder, …) is printed as one line and exits with 1;
+    A UserError or an error of the file system (disk full, read-only folder, …) is printed as its text and exits with 1;
     Ctrl-C exits with 130.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""Download the data set from the first source in params.yaml that delivers the files with the SHA-256 digests there."""
+"""Download the data set from the first source whose files have the SHA-256 digests in params.yaml."""
 
 import contextlib
 import gzip

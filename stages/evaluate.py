@@ -1,4 +1,4 @@
-"""Evaluate one model on the test set: metrics, confusion matrix, robustness, and a figure of the worst mistakes."""
+"""Evaluate one model on the test set: metrics, confusion matrix, robustness, reliability, and the worst mistakes."""
 
 import csv
 from collections.abc import Iterable
@@ -16,7 +16,6 @@ from stages import artifacts, command, dataset, metrics, networks, params
 from stages.augmentation import perturbed_images
 from stages.errors import UserError
 
-CALIBRATION_BINS = 15
 FIGURE_ROWS, FIGURE_COLUMNS = 5, 8
 
 
@@ -41,7 +40,9 @@ def main(model: str) -> None:
     predicted = logits.argmax(dim=1)
     write_per_class(artifacts.per_class(model), test.labels, predicted, classes)
     write_confusion(artifacts.confusion(model), test.labels, predicted, classes)
-    draw_mistakes(artifacts.mistakes(model), test, logits.softmax(dim=1), classes)
+    confidence = logits.softmax(dim=1).max(dim=1).values
+    draw_mistakes(artifacts.mistakes(model), test, predicted, confidence, classes)
+    draw_reliability(artifacts.reliability(model), confidence.numpy(), (predicted == test.labels).numpy())
 
     # DVC starts this stage only after it has saved the weights of train, so the checkpoint is no longer needed.
     artifacts.remove(artifacts.checkpoint(model))
@@ -63,7 +64,7 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     return {
         **metrics.accuracy_with_interval(correct),
         "loss": cross_entropy(logits, labels).item(),
-        "calibration_error": calibration_error(confidence.numpy(), correct),
+        "calibration_error": metrics.calibration_error(confidence.numpy(), correct),
     }
 
 
@@ -71,17 +72,6 @@ def compared_metrics(results: dict[str, Any], perturbed_accuracy: dict[str, floa
     """Return the few metrics that `dvc metrics diff` shows; robustness is the mean accuracy over the perturbations."""
     few = {name: results[name] for name in ("accuracy", "loss", "calibration_error")}
     return few | ({"robustness": float(np.mean([*perturbed_accuracy.values()]))} if perturbed_accuracy else {})
-
-
-def calibration_error(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> float:
-    """Return the expected calibration error over bins of equal width (Guo et al. 2017, arXiv:1706.04599, equation 3).
-
-    The code sums (correct - confidence) over the images of each bin, because the bin's size cancels: it weights the gap
-    between the bin's accuracy and its mean confidence, which are both divided by it.
-    """
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence.astype(np.float64))
-    return float(np.abs(gaps).sum() / len(correct))
 
 
 def write_per_class(path: Path, labels: Tensor, predicted: Tensor, classes: list[str]) -> None:
@@ -106,9 +96,8 @@ def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -
         writer.writerows(rows)
 
 
-def draw_mistakes(path: Path, test: dataset.Split, probabilities: Tensor, classes: list[str]) -> None:
+def draw_mistakes(path: Path, test: dataset.Split, predicted: Tensor, confidence: Tensor, classes: list[str]) -> None:
     """Draw the misclassified images of highest confidence, each titled with its true and its predicted class."""
-    confidence, predicted = probabilities.max(dim=1)
     wrong = (predicted != test.labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][: FIGURE_ROWS * FIGURE_COLUMNS]
     figure = Figure(figsize=(1.5 * FIGURE_COLUMNS, 1.8 * FIGURE_ROWS), layout="constrained")
@@ -119,6 +108,24 @@ def draw_mistakes(path: Path, test: dataset.Split, probabilities: Tensor, classe
     for axes, index in zip(grid, worst):
         axes.imshow(test.images[index, 0].numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"{classes[test.labels[index]]} → {classes[predicted[index]]}  {confidence[index]:.0%}")
+    artifacts.write_figure(path, figure)
+
+
+def draw_reliability(path: Path, confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> None:
+    """Draw a reliability diagram: the accuracy in each bin of the confidence, and how many images the bin has."""
+    bins = metrics.calibration_bins(confidence)
+    images = np.bincount(bins, minlength=metrics.CALIBRATION_BINS)
+    used = images > 0
+    accuracy = np.bincount(bins, weights=correct, minlength=metrics.CALIBRATION_BINS)[used] / images[used]
+    centers = ((np.arange(metrics.CALIBRATION_BINS) + 0.5) / metrics.CALIBRATION_BINS)[used]
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    above.bar(centers, accuracy, width=1 / metrics.CALIBRATION_BINS, edgecolor="white")
+    above.plot([0, 1], [0, 1], color="black", linestyle="dashed", label="perfectly calibrated")
+    above.set(ylabel="accuracy", title=f"Calibration error: {metrics.calibration_error(confidence, correct):.2%}")
+    above.legend()
+    below.bar(centers, images[used], width=1 / metrics.CALIBRATION_BINS, edgecolor="white")
+    below.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1))
     artifacts.write_figure(path, figure)
 
 

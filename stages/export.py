@@ -57,7 +57,7 @@ def onnx_metadata(model: str, parameters: Params) -> dict[str, str]:
         "classes": json.dumps(parameters.data.classes),
         "input": "image: uint8 [batch, 1, 28, 28], raw pixels 0 to 255, light on dark",
         "outputs": "label: int64 [batch], an index into classes; probabilities: float32 [batch, classes]",
-        "licence": parameters.license,
+        "license": parameters.license,
         "dataset": parameters.data.name,
         "dataset_sha256": json.dumps(parameters.data.sha256),
         "frameworks": json.dumps({"torch": TORCH_VERSION, "onnx": onnx.__version__}),

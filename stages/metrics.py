@@ -1,10 +1,12 @@
-"""Accuracy with its confidence interval."""
+"""Accuracy with its confidence interval, and calibration of the confidence."""
 
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+
+CALIBRATION_BINS = 15
 
 
 class Accuracy(TypedDict):
@@ -27,3 +29,19 @@ def accuracy_with_interval(correct: NDArray[np.bool_]) -> Accuracy:
         "errors": int((~correct).sum()),
         "samples": len(correct),
     }
+
+
+def calibration_error(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error over bins of equal width (Guo et al. 2017, arXiv:1706.04599, equation 3).
+
+    Confidence, float32 [n], is the probability of the predicted class. The error weights each bin's |accuracy - mean
+    confidence| by the bin's size. Both are sums divided by that size, so it cancels: summing (correct - confidence) is
+    enough.
+    """
+    gaps = np.bincount(calibration_bins(confidence), weights=correct - confidence.astype(np.float64))
+    return float(np.abs(gaps).sum() / len(correct))
+
+
+def calibration_bins(confidence: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the bin of each confidence from 0 to 1, int64 [n]."""
+    return np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)

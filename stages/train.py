@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from stages import artifacts, command, dataset, devices, networks, params, preemptible_lock
 from stages.augmentation import augment
+from stages.calibration import divide_logits, fit_temperature
 from stages.checkpoint import Checkpoint, compute_fingerprint
 from stages.dataset import Split
 from stages.errors import UserError, one_line
@@ -31,13 +32,13 @@ from stages.params import Params, Recipe
 def main(model: str) -> None:
     """Train MODEL with the recipe in params.yaml and write its weights; resume from a checkpoint if there is one."""
     parameters = params.load_params(model)
-    waiting_message = f"{model}: another process is training it, waiting for the end of its epoch"
+    waiting_message = f"{model}: another process is training it; this one waits for the end of that one's epoch"
     with preemptible_lock.hold(artifacts.training_lock(model), waiting_message) as is_preempted:
         train(model, parameters, is_preempted)
 
 
 def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> None:
-    """Train, and write the weights and the metrics of each epoch.
+    """Train, calibrate the probabilities on the validation split, and write the weights and the metrics of each epoch.
 
     The checkpoint stays until stages/evaluate.py removes it, because DVC may yet fail to save the weights.
     Raises UserError if the loss is not finite, or after an epoch in which a newer process preempted this one.
@@ -47,11 +48,12 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
     configure_torch(parameters.threads)
     network, training, validation = prepare_training(model, parameters, recipe, parameters.seed)
     tqdm.write(networks.summarize_layers(network))
+    training, validation = training.to(device), validation.to(device)
     checkpoint = Checkpoint(artifacts.checkpoint(model), compute_fingerprint(model, parameters, device))
     start = time.perf_counter()
     with artifacts.atomic_write(artifacts.training(model)) as folder:
         live = open_live(folder)
-        for metrics in fit(network, training.to(device), validation.to(device), recipe, parameters.seed, checkpoint):
+        for metrics in fit(network, training, validation, recipe, parameters.seed, checkpoint):
             for name, value in metrics.items():
                 live.log_metric(name, value)
             live.next_step()
@@ -59,8 +61,11 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
                 raise UserError("stopped: a newer process resumes from the checkpoint")
         # Not in a `with`, which would call end() after Ctrl-C too, when it may wait forever for a thread of DVCLive.
         live.end()
+        temperature = fit_temperature(networks.predict_logits(network, validation.images), validation.labels)
+        divide_logits(network, temperature)
+        artifacts.write_json(folder / artifacts.calibration(model).name, {"temperature": temperature})
         artifacts.write_json(folder / artifacts.training_environment(model).name, devices.environment(device))
-    print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
+    print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}, temperature {temperature:.3f}")
 
     with artifacts.atomic_write(artifacts.weights(model)) as path:
         path.write_bytes(networks.serialize_tensors(network.state_dict()))

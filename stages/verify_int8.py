@@ -24,6 +24,7 @@ def main(model: str) -> None:
     accuracy_drop, limit = (after["errors"] - before["errors"]) / len(test), parameters.int8.max_accuracy_drop
     differences = np.abs(int8_probabilities - float32_probabilities).max(axis=1)
     comparison = {
+        "calibration_error": metrics.calibration_error(int8_probabilities.max(axis=1), int8_labels == labels),
         "accuracy_drop": accuracy_drop,
         "changed_labels": int((int8_labels != float32_labels).sum()),
         "max_abs_difference": float(differences.max()) if np.isfinite(differences).all() else None,
@@ -36,7 +37,8 @@ def main(model: str) -> None:
     artifacts.write_json(
         artifacts.verification_int8(model), {**after, **comparison, "perturbed_accuracy": perturbed_accuracy}
     )
-    artifacts.write_json(artifacts.metrics_int8(model), {artifacts.int8_name(model): {"accuracy": after["accuracy"]}})
+    compared = {"accuracy": after["accuracy"], "calibration_error": comparison["calibration_error"]}
+    artifacts.write_json(artifacts.metrics_int8(model), {artifacts.int8_name(model): compared})
     figure = histogram.draw_differences(differences, "int8 to float32")
     artifacts.write_figure(artifacts.differences_int8(model), figure)
 

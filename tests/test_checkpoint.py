@@ -136,12 +136,17 @@ def test_a_checkpoint_of_other_parameters_is_ignored(interrupted, change, capsys
     assert "epoch 1/8" in out
 
 
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, threads and processor decide no weights")
+
+
+@on_cpu
 def test_a_checkpoint_of_another_number_of_threads_is_ignored(interrupted, monkeypatch, capsys):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     train.main("fnn")
     assert capsys.readouterr().out.count(OTHER) == 1
 
 
+@on_cpu
 def test_a_checkpoint_of_another_processor_is_ignored(interrupted, monkeypatch, capsys):
     monkeypatch.setattr(devices, "processor_name", lambda: "another")
     train.main("fnn")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages import artifacts, dataset, evaluate
+from stages import artifacts, dataset, evaluate, metrics
 from stages.errors import UserError
 
 
@@ -25,17 +25,17 @@ def logits_for(predicted: list[int], confidence: list[float]) -> torch.Tensor:
 def test_the_confidence_interval_is_wilsons():
     """Newcombe 1998, table I, method 3: the interval of 81 of 263 is 0.2553 to 0.3662."""
     labels = torch.tensor([1] * 81 + [0] * 182)
-    metrics = evaluate.classification_metrics(logits_for([1] * 263, [0.9] * 263), labels)
-    assert metrics["accuracy"] == pytest.approx(81 / 263)
-    assert metrics["accuracy_low"] == pytest.approx(0.2553, abs=5e-5)
-    assert metrics["accuracy_high"] == pytest.approx(0.3662, abs=5e-5)
-    assert metrics["errors"] == 182
-    assert metrics["samples"] == 263
+    results = evaluate.classification_metrics(logits_for([1] * 263, [0.9] * 263), labels)
+    assert results["accuracy"] == pytest.approx(81 / 263)
+    assert results["accuracy_low"] == pytest.approx(0.2553, abs=5e-5)
+    assert results["accuracy_high"] == pytest.approx(0.3662, abs=5e-5)
+    assert results["errors"] == 182
+    assert results["samples"] == 263
 
 
 def test_the_loss_is_the_mean_cross_entropy():
-    metrics = evaluate.classification_metrics(logits_for([0, 0], [0.9, 0.6]), torch.tensor([0, 1]))
-    assert metrics["loss"] == pytest.approx(-(np.log(0.9) + np.log(0.4)) / 2)
+    results = evaluate.classification_metrics(logits_for([0, 0], [0.9, 0.6]), torch.tensor([0, 1]))
+    assert results["loss"] == pytest.approx(-(np.log(0.9) + np.log(0.4)) / 2)
 
 
 def test_the_calibration_error_is_the_weighted_gap_between_confidence_and_accuracy():
@@ -43,11 +43,11 @@ def test_the_calibration_error_is_the_weighted_gap_between_confidence_and_accura
     correct = np.array([True, True, True, False, True, True])
     # The last bin holds five images, four of them correct, and the bin of 0.61 one.
     expected = 5 / 6 * abs(4 / 5 - (4 * 0.95 + 1.0) / 5) + 1 / 6 * abs(1 - 0.61)
-    assert evaluate.calibration_error(confidence, correct) == pytest.approx(expected)
+    assert metrics.calibration_error(confidence, correct) == pytest.approx(expected)
 
 
 def test_a_calibrated_model_has_no_calibration_error():
-    assert evaluate.calibration_error(np.full(10, 0.7), np.arange(10) < 7) == pytest.approx(0)
+    assert metrics.calibration_error(np.full(10, 0.7), np.arange(10) < 7) == pytest.approx(0)
 
 
 def test_all_result_files_agree(models):
@@ -82,10 +82,10 @@ def test_the_robustness_files_count_the_errors_under_each_perturbation(models):
 
 def test_the_compared_metrics_are_few_and_those_of_the_evaluation(models):
     evaluate.main("cnn")
-    evaluation, metrics = (artifacts.read_json(file("cnn")) for file in (artifacts.evaluation, artifacts.metrics))
+    evaluation, compared = (artifacts.read_json(file("cnn")) for file in (artifacts.evaluation, artifacts.metrics))
     robustness = evaluation["perturbed_accuracy"].values()
     expected = {name: evaluation[name] for name in ("accuracy", "loss", "calibration_error")}
-    assert metrics == {"cnn": expected | {"robustness": pytest.approx(sum(robustness) / len(robustness))}}
+    assert compared == {"cnn": expected | {"robustness": pytest.approx(sum(robustness) / len(robustness))}}
 
 
 def test_without_perturbations_the_compared_metrics_have_no_robustness(models, change):
@@ -106,7 +106,7 @@ def test_the_figure_of_mistakes_has_the_same_bytes_in_each_run(models):
 
 def test_a_model_without_mistakes_has_a_figure_too(workspace):
     test = dataset.Split(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 1]))
-    evaluate.draw_mistakes(workspace / "mistakes.png", test, torch.eye(2), ["a", "b"])
+    evaluate.draw_mistakes(workspace / "mistakes.png", test, test.labels, torch.ones(2), ["a", "b"])
     assert (workspace / "mistakes.png").is_file()
 
 

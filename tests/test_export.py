@@ -47,7 +47,7 @@ def test_the_metadata_props_name_classes_inputs_and_data_set(model):
     assert metadata["model_name"] == model
     assert json.loads(metadata["classes"]) == data.classes
     assert "uint8 [batch, 1, 28, 28]" in metadata["input"]
-    assert metadata["licence"] == "MIT"
+    assert metadata["license"] == "MIT"
     assert metadata["dataset"] == "digits"
     assert json.loads(metadata["dataset_sha256"]) == data.sha256
     assert json.loads(metadata["frameworks"]).keys() == {"torch", "onnx"}

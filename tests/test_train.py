@@ -51,14 +51,14 @@ def test_the_logged_metrics_hold_no_times_and_no_paths(workspace, models_folder)
         {path.relative_to(folder): path.read_bytes() for path in (folder / artifacts.training("fnn")).rglob("*.*")}
         for folder in (workspace, models_folder)
     )
-    assert len(here) == 6
+    assert len(here) == 7
     assert here == elsewhere
 
 
 def test_the_environment_of_a_training_is_written_beside_its_metrics(workspace):
     train.main("fnn")
     environment = artifacts.read_json(artifacts.training_environment("fnn"))
-    assert environment == devices.environment(torch.device("cpu"))
+    assert environment == devices.environment(devices.select_device("auto"))
 
 
 def test_the_validation_split_is_a_fraction_that_no_training_step_uses():
@@ -171,7 +171,7 @@ def test_trainings_on_gpu_and_cpu_have_similar_metrics(workspace, model):
         epochs[device] = list(train.fit(network, *splits, recipe, 0, checkpoint))
     for on_cpu, on_gpu in zip(epochs["cpu"], epochs["cuda"]):
         assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=0.02)
-        assert on_gpu["val_accuracy"] == pytest.approx(on_cpu["val_accuracy"], abs=0.02)
+        assert on_gpu["val_accuracy"] == pytest.approx(on_cpu["val_accuracy"], abs=0.05)  # of 150 images
 
 
 def test_a_loss_that_is_not_finite_is_a_user_error_and_keeps_the_earlier_results(models, change):

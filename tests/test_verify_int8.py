@@ -17,7 +17,7 @@ def test_the_int8_variants_accuracy_drop_is_measured(models):
     sizes = [artifacts.onnx(name).stat().st_size for name in ("cnn_int8", "cnn")]
     assert verification["size_ratio"] == sizes[0] / sizes[1]
     metrics = artifacts.read_json(artifacts.metrics_int8("cnn"))
-    assert metrics == {"cnn_int8": {"accuracy": verification["accuracy"]}}
+    assert metrics == {"cnn_int8": {name: verification[name] for name in ("accuracy", "calibration_error")}}
     assert set(verification["perturbed_accuracy"]) == {"rotation", "scale", "shift", "thin_strokes", "thick_strokes"}
 
 
