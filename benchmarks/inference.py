@@ -27,7 +27,7 @@ def inference_table() -> str:
     """Measure each model of params.yaml and return the Markdown table."""
     parameters = params.load_params()
     images = dataset.load_test_set(parameters.data).images[:BATCH_SIZE].numpy()
-    columns = ["model", "int8 size, % of float32", "accuracy loss", "changed labels"]
+    columns = ["model", "int8 size, % of float32", "accuracy drop", "changed labels"]
     for threads in THREADS:
         columns += [f"{name} images/s, {threads} thread{'s' * (threads > 1)}" for name in ("float32", "int8")]
     lines = [f"| {' | '.join(columns)} |", "|" + len(columns) * "---|"]

@@ -2,7 +2,7 @@
 
 import re
 from asyncio import Semaphore, get_running_loop
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from serving import __version__, digits, protocol
+from serving import __version__, digits, forms, protocol
 from serving.batching import Batcher
 from serving.errors import RequestError
 from serving.limits import MAX_CONCURRENT_BODIES, MAX_ERROR_CHARACTERS, Limits
@@ -79,10 +79,18 @@ async def classify_digit(request: Request) -> Response:
     async with receive_body(request) as body, state.picture_slot:
         if await request.is_disconnected():
             raise ClientDisconnect
-        classify = partial(digits.classify_picture, body, state.models.values(), state.limits.max_pixels)
+        content_type = request.headers.get("content-type", "")
+        classify = partial(classify_upload, body, content_type, state.models.values(), state.limits.max_pixels)
         with DIGIT_SECONDS.time():
             image, predictions = await get_running_loop().run_in_executor(state.executor, classify)
     return json_response(({"image": image.tolist()} if with_image else {}) | {"models": predictions})
+
+
+def classify_upload(
+    body: bytes, content_type: str, models: Iterable[Model], max_pixels: int
+) -> tuple[digits.Gray, dict[str, dict[str, Any]]]:
+    """Classify the picture in a request's body, which may be a form."""
+    return digits.classify_picture(forms.read_upload(body, content_type), models, max_pixels)
 
 
 async def server_live(request: Request) -> Response:

@@ -15,6 +15,7 @@ from serving.limits import Limits
 from serving.models import Model
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+UNSUPPORTED_SUFFIXES = (".avif", ".heic", ".heif")  # pictures too: reported as errors instead of left out
 
 
 def main() -> None:
@@ -67,7 +68,9 @@ def list_pictures(names: list[str]) -> list[str]:
         if not Path(name).is_dir():
             pictures.append(name)
             continue
-        files = [str(file) for file in sorted(Path(name).iterdir()) if file.suffix.lower() in SUFFIXES]
+        files = [
+            str(file) for file in sorted(Path(name).iterdir()) if file.suffix.lower() in SUFFIXES + UNSUPPORTED_SUFFIXES
+        ]
         if not files:
             raise StartError(f"{name}: expected pictures ({', '.join(SUFFIXES)}), got none")
         pictures += files

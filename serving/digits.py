@@ -7,38 +7,25 @@ so that their center of mass is at the center of 28 x 28 pixels (http://yann.lec
 """
 
 import contextlib
-import io
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 from serving.errors import RequestError
-from serving.limits import MAX_JPEG_SCANS
 from serving.models import Model
+from serving.pictures import decode_picture
 
 Gray = npt.NDArray[np.uint8]  # [height, width]
 Mask = npt.NDArray[np.bool_]  # [height, width]
 Labels = npt.NDArray[np.int64]  # [height, width]; 0: background
 Box = tuple[slice, slice]  # rows, columns
 
-Image.MAX_IMAGE_PIXELS = None  # replaced by the argument `max_pixels`
-FORMATS = ("PNG", "JPEG", "WEBP")
-TRANSPOSITIONS = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 IMAGE_SIDE = 28  # pixels
 DIGIT_BOX_SIDE = 20  # pixels of the image
-MIN_PICTURE_SIDE, MAX_PICTURE_SIDE = 100, 2048  # pixels; pictures are resized to these before segmentation
 SEGMENTATION_CELLS = 128  # along the longer side of what is drawn; components are labelled on these cells
 STROKE_CELLS = 120  # along the longer side of the digit; strokes are measured on these cells
 
@@ -103,48 +90,6 @@ def normalize_picture(content: bytes, max_pixels: int) -> Gray:
     digit = digit / np.percentile(digit[mask[box]], 80)  # 1 inside strokes, less at their edges
     digit = ((digit - HALO_INK) / (1 - HALO_INK)).clip(0, 1)
     return center_by_mass(scale_to_box(block_reduce((255 * digit).astype(np.uint8), STROKE_CELLS, np.max)))
-
-
-def decode_picture(content: bytes, max_pixels: int) -> Image.Image:
-    """Return the picture in a file as RGB, upright, resized and without transparency. Raises RequestError."""
-    undecodable = RequestError(f"picture: expected {', '.join(FORMATS)}, got a file that cannot be decoded", 415)
-    try:
-        picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Exception as error:  # Pillow's decoders raise many types
-        raise undecodable from error
-    if picture.format == "JPEG" and (scans := content.count(b"\xff\xda")) > MAX_JPEG_SCANS:
-        raise RequestError(f"picture: expected at most {MAX_JPEG_SCANS} JPEG scans, got {scans}", 413)
-    if picture.width * picture.height > max_pixels:
-        size = f"{picture.width} x {picture.height}"
-        raise RequestError(f"picture: expected at most {max_pixels:,} pixels, got {size}", 413)
-    try:
-        picture.load()
-    except Exception as error:
-        raise undecodable from error
-    with contextlib.suppress(Exception):  # metadata may be corrupt in a picture that is not
-        picture = picture.transpose(TRANSPOSITIONS[picture.getexif()[ExifTags.Base.Orientation]])
-    if picture.mode.startswith("I"):  # 16 bits per pixel
-        picture = Image.fromarray((np.asarray(picture, np.float32) / 257).clip(0, 255).astype(np.uint8))
-    picture = resize_picture(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
-    return remove_transparency(picture) if picture.mode == "RGBA" else picture
-
-
-def resize_picture(picture: Image.Image) -> Image.Image:
-    """Resize by an integer factor, so that the longer side is within MIN_PICTURE_SIDE and MAX_PICTURE_SIDE."""
-    longest = max(picture.size)
-    if longest < MIN_PICTURE_SIDE:
-        factor = math.ceil(MIN_PICTURE_SIDE / longest)
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-    return picture.reduce(math.ceil(longest / MAX_PICTURE_SIDE))
-
-
-def remove_transparency(picture: Image.Image) -> Image.Image:
-    """Composite an RGBA picture on white if its visible pixels are dark, else on black; return RGB."""
-    alpha = np.asarray(picture.getchannel("A"), np.float32)
-    gray = np.asarray(picture.convert("L"), np.float32)
-    is_light = ((gray - 127.5) * alpha).sum() > 0
-    background = Image.new("RGBA", picture.size, "black" if is_light else "white")
-    return Image.alpha_composite(background, picture).convert("RGB")
 
 
 def segment_ink(picture: Image.Image) -> tuple[Gray, float, Mask]:

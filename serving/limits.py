@@ -7,6 +7,7 @@ MAX_PIPELINED_REQUESTS = 32  # requests of one connection that wait until earlie
 MAX_CONCURRENT_BODIES = 32  # bodies of the maximum size that all unfinished requests may hold in memory together
 MAX_JSON_CONTAINERS = 100_000  # arrays and objects of one request: parsing millions of them blocks the event loop
 MAX_JPEG_SCANS = 200  # usual files have about ten, and decoding one scan costs as much as a whole baseline picture
+MAX_SEQUENTIAL_JPEG_FACTOR = 8  # times max_pixels: a JPEG of one scan is decoded at a reduced scale, in little memory
 MAX_ERROR_CHARACTERS = 500  # error texts may quote the request
 
 

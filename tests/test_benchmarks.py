@@ -250,7 +250,7 @@ def test_the_inference_table_shows_size_accuracy_drop_and_throughput_of_int8(mod
         artifacts.write_json(artifacts.verification_int8(model), results)
     monkeypatch.setattr(inference, "median_seconds", lambda sessions, images: [len(images) / 1000, len(images) / 2500])
     assert inference.inference_table().splitlines() == [
-        "| model | int8 size, % of float32 | accuracy loss | changed labels "
+        "| model | int8 size, % of float32 | accuracy drop | changed labels "
         "| float32 images/s, 1 thread | int8 images/s, 1 thread "
         "| float32 images/s, 2 threads | int8 images/s, 2 threads |",
         "|---|---|---|---|---|---|---|---|",

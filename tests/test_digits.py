@@ -16,7 +16,7 @@ import pytest
 from PIL import ExifTags, Image, ImageDraw
 from sklearn.datasets import load_digits
 
-from serving import digits, models
+from serving import digits, models, pictures
 from serving.errors import RequestError
 from tests.conftest import PROJECT
 from tests.drawing import digit_strokes
@@ -219,6 +219,7 @@ INVALID_PICTURES = {  # content, status, error
     "many JPEG scans": (lambda: SEVENS["JPEG"]() + b"\xff\xda" * 200, 413, "expected at most 200 JPEG scans, got 201"),
     "GIF": (lambda: encode(paint(draw(7)), "GIF"), *UNDECODABLE),
     "text": (lambda: b"seven", *UNDECODABLE),
+    "HEIC": (lambda: b"\0\0\0\x18ftypheic" + bytes(100), 415, "got HEIC or AVIF; save it as JPEG"),
     "empty file": (lambda: b"", *UNDECODABLE),
     "truncated PNG": (lambda: (content := encode(paint(draw(7))))[: len(content) // 2], *UNDECODABLE),
 }
@@ -230,6 +231,68 @@ def test_an_invalid_picture_is_refused_with_the_reason(kind):
     with pytest.raises(RequestError, match=f"^picture: .*{error}$") as raised:
         digits.normalize_picture(make(), MAX_PIXELS)
     assert raised.value.status == status
+
+
+def large_jpeg(width: int, height: int, **options) -> bytes:
+    """Return a JPEG of a seven that fills a large picture."""
+    return encode(Image.fromarray(paint(draw(7))).resize((width, height)), "JPEG", **options)
+
+
+def test_a_large_jpeg_of_one_scan_is_decoded_at_a_reduced_scale(cnn):
+    content = large_jpeg(8000, 6000)
+    assert pictures.load_pixels(content, 16_000_000).size == (4000, 3000)
+    _, predictions = digits.classify_picture(content, [cnn], 16_000_000)
+    assert predictions["cnn"]["label"] == "7"
+
+
+def test_a_thumbnail_in_the_metadata_is_no_scan_of_the_picture():
+    metadata = Image.Exif()
+    metadata[ExifTags.Base.ImageDescription] = "\xff\xda".encode("latin-1")
+    content = large_jpeg(1500, 1000, exif=metadata)
+    assert content.count(pictures.START_OF_SCAN) == 2
+    assert pictures.load_pixels(content, 1_000_000).size == (1500, 1000)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"format": "MPO", "save_all": True}], ids=["JPEG", "MPO"])
+def test_a_large_jpeg_of_many_scans_is_refused(options):
+    """Libjpeg would hold all of its coefficients in memory."""
+    file = io.BytesIO()
+    picture = Image.fromarray(paint(draw(7))).resize((1500, 1000))
+    extra = {"append_images": [picture]} if "save_all" in options else {}
+    picture.save(file, **({"format": "JPEG"} | options), **extra)
+    with pytest.raises(RequestError, match="^picture: expected at most 1,000,000 pixels, got 1500 x 1000$"):
+        pictures.load_pixels(file.getvalue(), 1_000_000)
+
+
+def test_the_scans_of_an_mpo_file_are_limited_too():
+    file = io.BytesIO()
+    picture = Image.fromarray(paint(draw(7)))
+    picture.save(file, "MPO", save_all=True, append_images=[picture])
+    assert Image.open(io.BytesIO(file.getvalue())).format == "MPO"
+    with pytest.raises(RequestError, match="^picture: expected at most 200 JPEG scans, got 202$"):
+        pictures.load_pixels(file.getvalue() + pictures.START_OF_SCAN * 200, MAX_PIXELS)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_gray_values_of_16_bits_may_use_the_lower_bits_only(cnn, bits):
+    content = encode(((2**bits - 1) * draw(7)).astype(np.uint16))
+    assert predict_label(content, cnn) == "7"
+    assert np.asarray(pictures.decode_picture(content, MAX_PIXELS)).max() == 255
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["sequential", "progressive"])
+def test_a_jpeg_without_its_last_two_bytes_is_read(options):
+    content = encode(paint(draw(7)), "JPEG", **options)
+    whole, cut = (pictures.decode_picture(each, MAX_PIXELS) for each in (content, content[:-2]))
+    assert np.array_equal(np.asarray(whole), np.asarray(cut))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["sequential", "progressive"])
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+def test_a_jpeg_with_missing_rows_is_refused(options, fraction):
+    content = encode(paint(draw(7)), "JPEG", **options)
+    with pytest.raises(RequestError, match="got a file that cannot be decoded$"):
+        pictures.decode_picture(content[: int(fraction * len(content))], MAX_PIXELS)
 
 
 def test_a_digit_is_centered_and_scaled_like_mnist():
@@ -276,6 +339,47 @@ def test_the_digits_endpoint_adds_the_model_input_on_request(shipped_server):
     assert (status, inference["outputs"][0]["data"]) == (200, [7])
 
 
+def form(*parts: tuple[str, bytes], boundary: str = "limit") -> bytes:
+    """Return a form of parts, each with the attributes of its Content-Disposition and its content."""
+    lines = [
+        f"--{boundary}\r\nContent-Disposition: form-data; {attributes}\r\n\r\n".encode() + content + b"\r\n"
+        for attributes, content in parts
+    ]
+    return b"".join(lines) + f"--{boundary}--\r\n".encode()
+
+
+FORM_TYPE = {"Content-Type": 'multipart/form-data; boundary="limit"'}
+FILE, FIELD = 'name="file"; filename="7.jpg"', 'name="note"'
+
+
+def test_the_digits_endpoint_takes_the_file_of_a_form(shipped_server):
+    picture = SEVENS["JPEG"]()
+    plain = shipped_server.json("/digits", picture)
+    for parts in [(FILE, picture)], [(FIELD, b"a seven"), (FILE, picture)]:
+        assert shipped_server.json("/digits", form(*parts), **FORM_TYPE) == plain
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (form((FILE, b"a"), (FILE, b"b")), "a form with one file, got several"),
+        (form((FIELD, b"a")), "a form with one file, got none"),
+        (form((FILE, b"a"), boundary="other"), "a form in the format multipart/form-data, got: "),
+        (b"", "a form with one file, got none"),
+    ],
+)
+def test_the_digits_endpoint_refuses_another_form(server, body, expected):
+    status, answer = server.json("/digits", body, **FORM_TYPE)
+    assert (status, list(answer)) == (400, ["error"])
+    assert answer["error"].startswith(f"body: expected {expected}")
+    assert server.json("/digits", body, **{"Content-Type": "multipart/form-data"})[0] == 400
+
+
+def test_the_digits_endpoint_limits_the_fields_of_a_form(server):
+    status, answer = server.json("/digits", form(*[(FIELD, b"")] * 200), **FORM_TYPE)
+    assert (status, answer) == (413, {"error": "body: expected a form with at most 100 fields, got more"})
+
+
 @pytest.mark.parametrize("value", ["", "1", "True", "yes%0A", "%FF", "x" * 5000])
 def test_the_digits_endpoint_refuses_other_values_of_image(server, value):
     status, answer = server.json(f"/digits?image={value}", SEVENS["JPEG"]())
@@ -308,6 +412,16 @@ def test_classify_prints_a_table_of_the_pictures_in_a_directory(shipped, tmp_pat
         (str(tmp_path / "a.png"), ["7"] * 4),
         (str(tmp_path / "b.webp"), ["7"] * 4),
     ]
+
+
+def test_classify_reports_pictures_in_formats_that_it_cannot_read(shipped, tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "b.png").write_bytes(SEVENS["dark on light"]())
+    result = classify(shipped, str(tmp_path))
+    _, unreadable, valid = result.stdout.decode().splitlines()
+    assert result.returncode == 1
+    assert unreadable.endswith("picture: expected PNG, JPEG, WEBP, got HEIC or AVIF; save it as JPEG")
+    assert valid.split()[1] == "7"
 
 
 def test_classify_prints_json_for_standard_input(shipped):
