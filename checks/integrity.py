@@ -27,6 +27,11 @@ def main() -> None:
     for path in damaged:
         print(f"{path}: expected the recorded digest, got another: the file is corrupt", file=sys.stderr)
     missing = f"; {len(locked) - len(present)} outputs are missing" if len(present) < len(locked) else ""
+    if damaged:
+        print(
+            "remove these files; then `dvc checkout` restores outputs, `dvc pull` or `dvc repro` the cache",
+            file=sys.stderr,
+        )
     print(f"{len(present)} outputs and {len(cached)} cached files hashed, {len(damaged)} damaged{missing}")
     sys.exit(bool(damaged))
 

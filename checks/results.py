@@ -6,7 +6,8 @@ from checks import prune
 from stages import artifacts, command, params
 
 COLUMNS = ("model", "test accuracy", "loss", "calibration error", "robustness", "int8 accuracy")
-COMMIT = f'git add {artifacts.ROOT} dvc.lock && git commit --message "Reproduce the pipeline"'
+PIPELINE = (str(artifacts.ROOT), "dvc.lock", "dvc.yaml", "params.yaml")  # what one commit has to hold together
+COMMIT = f'git add {" ".join(PIPELINE)} && git commit --message "Reproduce the pipeline"'
 NEXT_COMMANDS = (
     ("make serve", "serve the models, with a page to draw digits on"),
     ("source .venv/bin/activate", "use dvc and python in this shell"),
@@ -21,7 +22,7 @@ def main() -> None:
     if stale := prune.stale_models(models):
         print(f"not in models, but still in the workspace: {', '.join(stale)}; `python -m checks.prune` removes them\n")
     if changed := changed_files():
-        print(f"{changed} result files differ from the last commit. Commit them as your baseline:")
+        print(f"{changed} files of the pipeline differ from the last commit. Commit them as your baseline:")
         print(f"  {COMMIT}\n")
     print("next:")
     width = max(len(line) for line, _ in NEXT_COMMANDS)
@@ -41,8 +42,8 @@ def results_table(models: list[str]) -> str:
 
 
 def changed_files() -> int:
-    """Return how many result files differ from the last commit, or are not in it."""
-    status = ["git", "status", "--porcelain", "--", str(artifacts.ROOT), "dvc.lock"]
+    """Return how many files of the pipeline differ from the last commit, or are not in it."""
+    status = ["git", "status", "--porcelain", "--untracked-files=all", "--", *PIPELINE]
     return len(subprocess.run(status, capture_output=True, text=True, check=True).stdout.splitlines())
 
 

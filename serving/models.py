@@ -156,7 +156,9 @@ def verified_reader(repository: Path, lock: Path) -> ReadFile:
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if md5 not in recorded:
             expected = " or ".join(recorded)
-            raise StartError(f"{file}: expected MD5 {expected}, got {md5}; `dvc checkout` restores the locked file")
+            raise StartError(
+                f"{file}: expected MD5 {expected}, got {md5}; remove the file, then `dvc checkout` restores it"
+            )
         return content
 
     return read_verified

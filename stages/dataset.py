@@ -1,16 +1,14 @@
 """The data set's IDX files as tensors."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stages import artifacts, idx
 from stages.errors import UserError
-from stages.images import IMAGE_SHAPE
 from stages.params import Data
 
 
@@ -45,17 +43,13 @@ def load_test_set(data: Data) -> Split:
 
 def _load_split(images_name: str, labels_name: str, data: Data) -> Split:
     """Load two IDX files. Raises UserError if a file is missing, altered or has another shape or unknown labels."""
-    images = _read_verified(images_name, data)
-    labels = _read_verified(labels_name, data)
-    if images.shape[1:] != IMAGE_SHAPE[1:] or labels.shape != images.shape[:1] or not len(labels):
-        found = f"{list(images.shape)} and {list(labels.shape)}"
-        raise UserError(f"{images_name}, {labels_name}: expected [n, 28, 28] and [n] with n > 0, got {found}")
-    data.check_labels(labels_name, labels)
+    images, labels = idx.read_labelled_images(_verified(images_name, data), _verified(labels_name, data), data)
     return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long())
 
 
-def _read_verified(name: str, data: Data) -> NDArray[np.uint8]:
+def _verified(name: str, data: Data) -> Path:
+    """Return the path of a data file. Raises UserError if it is missing or has another digest than in params.yaml."""
     path = artifacts.require_file(artifacts.DATA / name)
     if (found := artifacts.sha256_digest(path)) != (expected := data.sha256[name]):
         raise UserError(f"{path}: expected the SHA-256 {expected}, got {found}; `dvc repro download` restores the file")
-    return idx.read_idx(path)
+    return path

@@ -35,12 +35,14 @@ def main() -> None:
 def fetch_verified(source: str, data: Data, directory: Path) -> None:
     """Write the four files of the data set, and nothing else, into a new directory.
 
-    Raises ValueError if a file does not have the digest in params.yaml.
+    Raises ValueError if a file does not have the digest in params.yaml, and UserError if it holds no such data set.
     """
     downloads = directory / "downloads"
     downloads.mkdir(parents=True)
     fetch(source, data.name, downloads)
     check_digests(downloads, data)
+    for images, labels in artifacts.DATA_SPLITS:
+        idx.read_labelled_images(downloads / images, downloads / labels, data)
     for name in artifacts.DATA_FILES:
         (downloads / name).replace(directory / name)
     artifacts.remove(downloads)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import UserError
+from stages.images import IMAGE_SHAPE
+from stages.params import Data
 
 UBYTE_MAGIC = b"\0\0\x08"  # followed by the number of dimensions, and each dimension as a big-endian uint32
 
@@ -25,6 +27,19 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     except (struct.error, ValueError):
         pass  # the file is shorter than its header, or than its header says
     raise UserError(f"{path}: expected an IDX file of unsigned bytes, got {len(content):,} bytes that do not match")
+
+
+def read_labelled_images(images: Path, labels: Path, data: Data) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read images, uint8 [n, 28, 28], and their labels, uint8 [n].
+
+    Raises UserError if a file is no IDX file, or if the shapes or labels are not those of a data set with `data`.
+    """
+    pixels, classes = read_idx(images), read_idx(labels)
+    if pixels.shape[1:] != IMAGE_SHAPE[1:] or classes.shape != pixels.shape[:1] or not len(classes):
+        found = f"{list(pixels.shape)} and {list(classes.shape)}"
+        raise UserError(f"{images.name}, {labels.name}: expected [n, 28, 28] and [n] with n > 0, got {found}")
+    data.check_labels(labels.name, classes)
+    return pixels, classes
 
 
 def write_idx(path: Path, values: NDArray[np.generic]) -> None:

@@ -231,22 +231,29 @@ def load_params(model: str | None = None) -> Params:
 
     Raises UserError with a line for each mistake, or if `model` is given and not defined.
     """
+    values = _load_yaml()
     try:
-        values = YAML(typ="safe").load(FILE)
-        if not isinstance(values, dict):
-            raise UserError(f"{FILE}: expected a mapping of parameters, got {values!r}")
         params = Params.model_validate(values)
         if model is not None:
             params.require_model(model)
         return params
-    except OSError as error:
-        raise UserError(f"{FILE}: {error.strerror}") from error
-    except YAMLError as error:
-        raise UserError(f"{FILE}: expected YAML, got {one_line(error)}") from error
     except ValidationError as error:
         raise UserError("\n".join(f"{FILE}: {_error_line(mistake)}" for mistake in error.errors())) from error
     except ValueError as error:
         raise UserError(f"{FILE}: {error}") from error
+
+
+def _load_yaml() -> dict[str, Any]:
+    """Return the content of params.yaml. Raises UserError if it is missing or no mapping in YAML."""
+    try:
+        values = YAML(typ="safe").load(FILE)
+    except OSError as error:
+        raise UserError(f"{FILE}: {error.strerror}") from error
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: such as a date with an impossible day
+        raise UserError(f"{FILE}: expected YAML, got: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{FILE}: expected a mapping of parameters, got {values!r}")
+    return values
 
 
 def _error_line(mistake: ErrorDetails) -> str:

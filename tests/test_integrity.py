@@ -32,6 +32,8 @@ def damaged(clone, monkeypatch, capsys) -> Callable[[], list[str]]:
             integrity.main()
         lines = capsys.readouterr().err.splitlines()
         assert ended.value.code == bool(lines)
+        if lines:
+            assert lines.pop().startswith("remove these files; then `dvc checkout` restores outputs, ")
         return lines
 
     return check
@@ -80,7 +82,7 @@ def test_a_server_with_a_lock_file_loads_only_the_locked_files(built, tmp_path):
         ended = not_serving(repository, "--lock", str(lock_file))
         assert ended.returncode == 1
         assert ended.stderr.startswith(f"serving: {repository / file}: expected MD5 ")
-        assert ended.stderr.endswith("; `dvc checkout` restores the locked file\n")
+        assert ended.stderr.endswith("; remove the file, then `dvc checkout` restores it\n")
         shutil.rmtree(repository / model)
     shutil.move(repository / "fnn_int8", repository / "mine")
     expected = f"serving: {lock_file}: expected an output that ends with mine/labels.txt, got none\n"

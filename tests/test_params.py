@@ -203,3 +203,10 @@ def test_dvc_exp_run_rewrites_only_the_changed_lines(tmp_path, overrides, remove
         found = [line.removeprefix(sign) for line in difference if line.startswith(sign)]
         assert len(found) == len(lines)
         assert all(line.startswith(start) for line, start in zip(found, lines))
+
+
+@pytest.mark.parametrize("content", ["seed: 2026-01-45", "seed: !!int abc", f"seed: {'[' * 5000}", "seed: ["])
+def test_content_that_is_no_yaml_is_a_user_error(workspace, content):
+    params.FILE.write_text(content)
+    with pytest.raises(UserError, match="^params.yaml: expected YAML, got: "):
+        params.load_params()

@@ -1,3 +1,5 @@
+import subprocess
+
 import pytest
 
 from checks import results
@@ -26,10 +28,16 @@ def test_results_that_differ_from_the_last_commit_are_counted(project, capsys):
     artifacts.evaluation("fnn").write_text("{}")
     (artifacts.ROOT / "keras_fnn").mkdir()
     (artifacts.ROOT / "keras_fnn" / "evaluation.json").write_text("{}")
+    edit_params(project / "params.yaml", {"license": "CC0-1.0"})
     results.main()
     out = capsys.readouterr().out
-    assert "2 result files differ from the last commit. Commit them as your baseline:" in out
+    assert "3 files of the pipeline differ from the last commit. Commit them as your baseline:" in out
     assert f"  {results.COMMIT}\n" in out
+    subprocess.run(
+        results.COMMIT.replace("git commit", "git -c user.name=t -c user.email=t@t commit"), shell=True, check=True
+    )
+    results.main()
+    assert "last commit" not in capsys.readouterr().out
 
 
 def test_models_that_are_no_longer_built_are_named(project, capsys):

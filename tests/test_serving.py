@@ -669,7 +669,7 @@ def test_the_server_does_not_start_with_a_file_that_differs_from_the_lock(reposi
     file.write_bytes(file.read_bytes() + b"\n")
     found = md5(file.read_bytes()).hexdigest()
     ended = not_serving(repository, "--lock", str(lock))
-    error = f"{file}: expected MD5 {locked}, got {found}; `dvc checkout` restores the locked file"
+    error = f"{file}: expected MD5 {locked}, got {found}; remove the file, then `dvc checkout` restores it"
     assert (ended.returncode, ended.stderr) == (1, f"serving: {error}\n")
 
 
