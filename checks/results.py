@@ -22,7 +22,7 @@ def main() -> None:
     if stale := prune.stale_models(models):
         print(f"not in models, but still in the workspace: {', '.join(stale)}; `python -m checks.prune` removes them\n")
     if changed := changed_files():
-        print(f"{changed} files of the pipeline differ from the last commit. Commit them as your baseline:")
+        print(f"files that differ from the last commit: {changed}. Commit them as your baseline:")
         print(f"  {COMMIT}\n")
     print("next:")
     width = max(len(line) for line, _ in NEXT_COMMANDS)

@@ -31,7 +31,7 @@ def test_results_that_differ_from_the_last_commit_are_counted(project, capsys):
     edit_params(project / "params.yaml", {"license": "CC0-1.0"})
     results.main()
     out = capsys.readouterr().out
-    assert "3 files of the pipeline differ from the last commit. Commit them as your baseline:" in out
+    assert "files that differ from the last commit: 3. Commit them as your baseline:" in out
     assert f"  {results.COMMIT}\n" in out
     subprocess.run(
         results.COMMIT.replace("git commit", "git -c user.name=t -c user.email=t@t commit"), shell=True, check=True
