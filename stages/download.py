@@ -35,7 +35,8 @@ def main() -> None:
 def fetch_verified(source: str, data: Data, directory: Path) -> None:
     """Write the four files of the data set, and nothing else, into a new directory.
 
-    Raises ValueError if a file does not have the digest in params.yaml, and UserError if it holds no such data set.
+    Raises ValueError if a file does not have the digest in params.yaml, and UserError if the
+    files are not labelled images of 28 x 28 pixels with the classes there.
     """
     downloads = directory / "downloads"
     downloads.mkdir(parents=True)

@@ -25,14 +25,14 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         if magic == UBYTE_MAGIC:
             return content[4 + 4 * rank :].reshape(shape)
     except (struct.error, ValueError):
-        pass  # the file is shorter than its header, or than its header says
+        pass  # the file is shorter than its header, or not as long as its header says
     raise UserError(f"{path}: expected an IDX file of unsigned bytes, got {len(content):,} bytes that do not match")
 
 
 def read_labelled_images(images: Path, labels: Path, data: Data) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read images, uint8 [n, 28, 28], and their labels, uint8 [n].
 
-    Raises UserError if a file is no IDX file, or if the shapes or labels are not those of a data set with `data`.
+    Raises UserError if a file is no IDX file, if the shapes differ, or if a label has no name in `data.classes`.
     """
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.shape[1:] != IMAGE_SHAPE[1:] or classes.shape != pixels.shape[:1] or not len(classes):

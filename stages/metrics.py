@@ -34,9 +34,8 @@ def accuracy_with_interval(correct: NDArray[np.bool_]) -> Accuracy:
 def calibration_error(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> float:
     """Return the expected calibration error over bins of equal width (Guo et al. 2017, arXiv:1706.04599, equation 3).
 
-    Confidence, float32 [n], is the probability of the predicted class. The error weights each bin's |accuracy - mean
-    confidence| by the bin's size. Both are sums divided by that size, so it cancels: summing (correct - confidence) is
-    enough.
+    Confidence, float32 [n], is the probability of the predicted class. Each bin adds size / n *
+    |accuracy - mean confidence|, which is |sum(correct - confidence)| / n.
     """
     gaps = np.bincount(calibration_bins(confidence), weights=correct - confidence.astype(np.float64))
     return float(np.abs(gaps).sum() / len(correct))

@@ -144,7 +144,7 @@ class Architecture(Section):
 
 
 class PerturbationLimits(Section):
-    """The maximum of each random perturbation of an image; params.yaml states the units."""
+    """The maximum of each perturbation of an image; params.yaml states the units."""
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     scale: FractionBelowOne = 0.0

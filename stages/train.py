@@ -1,6 +1,6 @@
 """Train one model and write its weights.
 
-All images are kept in memory as one uint8 tensor, and a batch is one index operation on it.
+Each split's images are kept in memory as one uint8 tensor, and a batch is one index operation on it.
 """
 
 import math
@@ -32,13 +32,13 @@ from stages.params import Params, Recipe
 def main(model: str) -> None:
     """Train MODEL with the recipe in params.yaml and write its weights; resume from a checkpoint if there is one."""
     parameters = params.load_params(model)
-    waiting_message = f"{model}: another process is training it; this one waits for the end of that one's epoch"
+    waiting_message = f"{model}: another process is training this model; waiting until it finishes its current epoch"
     with preemptible_lock.hold(artifacts.training_lock(model), waiting_message) as is_preempted:
         train(model, parameters, is_preempted)
 
 
 def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> None:
-    """Train, calibrate the probabilities on the validation split, and write the weights and the metrics of each epoch.
+    """Train, calibrate the probabilities on the validation split, and write each epoch's metrics and the final weights.
 
     The checkpoint stays until stages/evaluate.py removes it, because DVC may yet fail to save the weights.
     Raises UserError if the loss is not finite, or after an epoch in which a newer process preempted this one.
