@@ -4,9 +4,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from serving.errors import RequestError
+from serving.limits import MAX_FORM_FIELDS
 
 FORM = "multipart/form-data"
-MAX_FIELDS = 100  # of one form, besides the file
 
 
 def read_upload(body: bytes, content_type: str) -> bytes:
@@ -19,8 +19,8 @@ def read_upload(body: bytes, content_type: str) -> bytes:
 
     def count_field(field: Field) -> None:
         fields.append(field)
-        if len(fields) > MAX_FIELDS:
-            raise RequestError(f"body: expected a form with at most {MAX_FIELDS} fields, got more", 413)
+        if len(fields) > MAX_FORM_FIELDS:
+            raise RequestError(f"body: expected a form with at most {MAX_FORM_FIELDS} fields, got more", 413)
 
     def read_file(file: File) -> None:
         if contents:

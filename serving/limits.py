@@ -6,6 +6,7 @@ MAX_HEADER_BYTES = 16 * 1024  # request line and header fields of one request
 MAX_PIPELINED_REQUESTS = 32  # requests of one connection that wait until earlier ones are answered
 MAX_CONCURRENT_BODIES = 32  # bodies of the maximum size that all unfinished requests may hold in memory together
 MAX_JSON_CONTAINERS = 100_000  # arrays and objects of one request: parsing millions of them blocks the event loop
+MAX_FORM_FIELDS = 100  # of one form, besides its file
 MAX_JPEG_SCANS = 200  # usual files have about ten, and decoding one scan costs as much as a whole baseline picture
 MAX_SEQUENTIAL_JPEG_FACTOR = 8  # times max_pixels: a JPEG of one scan is decoded at a reduced scale, in little memory
 MAX_ERROR_CHARACTERS = 500  # error texts may quote the request

@@ -56,15 +56,13 @@ def load_pixels(content: bytes, max_pixels: int) -> Image.Image:
     if picture.width * picture.height > limit:
         size = f"{picture.width} x {picture.height}"
         raise RequestError(f"picture: expected at most {limit:,} pixels, got {size}", 413)
-    if is_jpeg:
-        factor = max(picture.size) // MAX_SIDE
-        picture.draft(None, (picture.width // max(1, factor), picture.height // max(1, factor)))
     try:
-        picture.load()
+        load_reduced(picture)
     except Exception as error:
-        if is_jpeg and not content.endswith(END_OF_IMAGE) and has_complete_scans(content):
-            return load_pixels(content + END_OF_IMAGE, max_pixels)
-        raise undecodable from error
+        completed = load_without_end(content) if is_jpeg and not content.endswith(END_OF_IMAGE) else None
+        if completed is None:
+            raise undecodable from error
+        return completed
     return picture
 
 
@@ -74,18 +72,27 @@ def count_scans(content: bytes, picture: Image.Image) -> int:
     return content.count(START_OF_SCAN) - sum(segment.count(START_OF_SCAN) for _, segment in metadata)
 
 
-def has_complete_scans(content: bytes) -> bool:
-    """Return whether only the marker at the end of a JPEG file is missing.
+def load_reduced(picture: Image.Image) -> None:
+    """Decode an opened picture, if it is a large JPEG at a reduced scale. Raises what Pillow raises."""
+    if factor := max(picture.size) // MAX_SIDE:
+        picture.draft(None, (picture.width // factor, picture.height // factor))  # does nothing in other formats
+    picture.load()
+
+
+def load_without_end(content: bytes) -> Image.Image | None:
+    """Return the picture of a JPEG file that lacks only the marker at its end, or None if it lacks more.
 
     If rows are missing, libjpeg takes zero bytes before the marker as their data, so that the picture changes.
     """
-    pixels = []
-    for padding in (b"", bytes(4096)):
-        try:
-            pixels.append(Image.open(io.BytesIO(content + padding + END_OF_IMAGE), formats=FORMATS).tobytes())
-        except Exception:  # as above
-            return False
-    return pixels[0] == pixels[1]
+    picture, padded = (
+        Image.open(io.BytesIO(content + padding + END_OF_IMAGE), formats=FORMATS) for padding in (b"", bytes(4096))
+    )
+    try:
+        load_reduced(picture)
+        load_reduced(padded)
+    except Exception:  # as above
+        return None
+    return picture if picture.tobytes() == padded.tobytes() else None
 
 
 def reduce_bit_depth(picture: Image.Image) -> Image.Image:

@@ -253,24 +253,24 @@ def test_a_thumbnail_in_the_metadata_is_no_scan_of_the_picture():
     assert pictures.load_pixels(content, 1_000_000).size == (1500, 1000)
 
 
-@pytest.mark.parametrize("options", [{"progressive": True}, {"format": "MPO", "save_all": True}], ids=["JPEG", "MPO"])
-def test_a_large_jpeg_of_many_scans_is_refused(options):
+def two_pictures(picture: Image.Image) -> bytes:
+    """Return a file in MPO, with the same picture twice."""
+    return encode(picture, "MPO", save_all=True, append_images=[picture])
+
+
+@pytest.mark.parametrize("write", [lambda picture: encode(picture, "JPEG", progressive=True), two_pictures])
+def test_a_large_jpeg_of_many_scans_is_refused(write):
     """Libjpeg would hold all of its coefficients in memory."""
-    file = io.BytesIO()
-    picture = Image.fromarray(paint(draw(7))).resize((1500, 1000))
-    extra = {"append_images": [picture]} if "save_all" in options else {}
-    picture.save(file, **({"format": "JPEG"} | options), **extra)
+    content = write(Image.fromarray(paint(draw(7))).resize((1500, 1000)))
     with pytest.raises(RequestError, match="^picture: expected at most 1,000,000 pixels, got 1500 x 1000$"):
-        pictures.load_pixels(file.getvalue(), 1_000_000)
+        pictures.load_pixels(content, 1_000_000)
 
 
 def test_the_scans_of_an_mpo_file_are_limited_too():
-    file = io.BytesIO()
-    picture = Image.fromarray(paint(draw(7)))
-    picture.save(file, "MPO", save_all=True, append_images=[picture])
-    assert Image.open(io.BytesIO(file.getvalue())).format == "MPO"
+    content = two_pictures(Image.fromarray(paint(draw(7))))
+    assert Image.open(io.BytesIO(content)).format == "MPO"
     with pytest.raises(RequestError, match="^picture: expected at most 200 JPEG scans, got 202$"):
-        pictures.load_pixels(file.getvalue() + pictures.START_OF_SCAN * 200, MAX_PIXELS)
+        pictures.load_pixels(content + pictures.START_OF_SCAN * 200, MAX_PIXELS)
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
@@ -285,6 +285,10 @@ def test_a_jpeg_without_its_last_two_bytes_is_read(options):
     content = encode(paint(draw(7)), "JPEG", **options)
     whole, cut = (pictures.decode_picture(each, MAX_PIXELS) for each in (content, content[:-2]))
     assert np.array_equal(np.asarray(whole), np.asarray(cut))
+
+
+def test_a_large_jpeg_without_its_last_two_bytes_is_decoded_at_a_reduced_scale():
+    assert pictures.load_pixels(large_jpeg(8000, 6000)[:-2], 16_000_000).size == (4000, 3000)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["sequential", "progressive"])
