@@ -5,8 +5,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_CUSTOM_COMPILE_COMMAND := make requirements
 
-.PHONY: help repro pipeline test test-slow serve bench bench-training bench-serving bench-inference ablation reproduce integrity restore \
-	requirements repository
+.PHONY: help repro pipeline test test-slow serve bench bench-training bench-serving bench-inference ablation \
+	reproduce integrity restore requirements repository
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile

@@ -7,7 +7,6 @@ After another machine's commit, whose outputs have other bytes and are not in th
 because it consults its run cache only for stages that are not in dvc.lock.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from dvc.repo import Repo
@@ -26,12 +25,11 @@ def main() -> None:
             if folder.exists():
                 artifacts.remove(folder)
                 print(f"{folder}: removed, as {model} is not in models")
-    if lock.FILE.exists():
-        locked = {stage for stage, _ in lock.locked_digests()}
-        unlock(stage for stage in locked if stage.partition("@")[2] in stale)
-        if uncached := locked & uncached_stages():
-            unlock(uncached)
-            print(f"{lock.FILE}: dropped {', '.join(sorted(uncached))}, whose outputs are not in DVC's cache")
+    locked = locked_stages()
+    if uncached := locked & uncached_stages():
+        print(f"{lock.FILE}: dropped {', '.join(sorted(uncached))}, whose outputs are not in DVC's cache")
+    if dropped := uncached | {stage for stage in locked if stage.partition("@")[2] in stale}:
+        unlock(dropped)
 
 
 def stale_models(models: list[str]) -> list[str]:
@@ -39,9 +37,13 @@ def stale_models(models: list[str]) -> list[str]:
     # Folders that no training created are not touched.
     patterns = (artifacts.weights("*"), artifacts.training("*"), artifacts.training_lock("*"))
     folders = {file.parent.name for pattern in patterns for file in Path().glob(str(pattern))}
-    locked = {stage for stage, _ in lock.locked_digests()} if lock.FILE.exists() else set()
-    trained = {stage.removeprefix("train@") for stage in locked if stage.startswith("train@")}
+    trained = {stage.removeprefix("train@") for stage in locked_stages() if stage.startswith("train@")}
     return sorted((folders | trained) - {*models, *params.RESERVED_NAMES})
+
+
+def locked_stages() -> set[str]:
+    """Return the stages in dvc.lock, none if there is no such file."""
+    return {stage for stage, _ in lock.locked_digests()} if lock.FILE.exists() else set()
 
 
 def uncached_stages() -> set[str]:
@@ -54,7 +56,7 @@ def uncached_stages() -> set[str]:
     }
 
 
-def unlock(stages: Iterable[str]) -> None:
+def unlock(stages: set[str]) -> None:
     """Remove stages from dvc.lock."""
     yaml = YAML()
     content = yaml.load(lock.FILE)

@@ -2,11 +2,11 @@
 
 import subprocess
 
-from checks import prune
+from checks import lock, prune
 from stages import artifacts, command, params
 
 COLUMNS = ("model", "test accuracy", "loss", "calibration error", "robustness", "int8 accuracy")
-PIPELINE = (str(artifacts.ROOT), "dvc.lock", "dvc.yaml", "params.yaml")  # what one commit has to hold together
+PIPELINE = (str(artifacts.ROOT), str(lock.FILE), "dvc.yaml", str(params.FILE))  # what one commit has to hold together
 COMMIT = f'git add {" ".join(PIPELINE)} && git commit --message "Reproduce the pipeline"'
 NEXT_COMMANDS = (
     ("make serve", "serve the models, with a page to draw digits on"),
