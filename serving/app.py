@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from serving import __version__, digits, forms, protocol
+from serving import __version__, forms, protocol, reading
 from serving.batching import Batcher
 from serving.errors import RequestError
 from serving.limits import MAX_CONCURRENT_BODIES, MAX_ERROR_CHARACTERS, Limits
@@ -72,25 +72,21 @@ async def infer(request: Request) -> Response:
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 
-async def classify_digit(request: Request) -> Response:
-    """Answer with each model's prediction for a picture and, with `?image=true`, the image that the models received."""
-    with_image = boolean_parameter(request, "image")
+async def read_digits(request: Request) -> Response:
+    """Answer with the lines of text in a picture."""
     state = request.app.state
     async with receive_body(request) as body, state.picture_slot:
         if await request.is_disconnected():
             raise ClientDisconnect
         content_type = request.headers.get("content-type", "")
-        classify = partial(classify_upload, body, content_type, state.models.values(), state.limits.max_pixels)
+        read = partial(read_upload, body, content_type, state.models.values(), state.limits.max_pixels)
         with DIGIT_SECONDS.time():
-            image, predictions = await get_running_loop().run_in_executor(state.executor, classify)
-    return json_response(({"image": image.tolist()} if with_image else {}) | {"models": predictions})
+            return json_response(await get_running_loop().run_in_executor(state.executor, read))
 
 
-def classify_upload(
-    body: bytes, content_type: str, models: Iterable[Model], max_pixels: int
-) -> tuple[digits.Gray, dict[str, dict[str, Any]]]:
-    """Classify the picture in a request's body, which may be a form."""
-    return digits.classify_picture(forms.read_upload(body, content_type), models, max_pixels)
+def read_upload(body: bytes, content_type: str, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:
+    """Read the picture in a request's body, which may be a form."""
+    return reading.read_picture(forms.read_upload(body, content_type), models, max_pixels)
 
 
 async def server_live(request: Request) -> Response:
@@ -183,14 +179,6 @@ def json_length(request: Request) -> int | None:
     return int(length)
 
 
-def boolean_parameter(request: Request, name: str) -> bool:
-    """Return a query parameter, false by default. Raises RequestError if it is neither true nor false."""
-    value = request.query_params.get(name, "false")
-    if value not in ("true", "false"):
-        raise RequestError(f"{name}: expected true or false, got {value!r}")
-    return value == "true"
-
-
 def json_response(content: Any, status: int = 200) -> Response:
     """Return a response with this JSON."""
     return Response(orjson.dumps(content), status, media_type="application/json")
@@ -231,7 +219,7 @@ MODEL, VERSION = "/v2/models/{model}", "/versions/{version}"
 ROUTES = [  # in the order of matching: the most frequent first
     Route(MODEL + "/infer", infer, methods=["POST"]),
     Route(MODEL + VERSION + "/infer", infer, methods=["POST"]),
-    Route("/digits", classify_digit, methods=["POST"]),
+    Route("/digits", read_digits, methods=["POST"]),
     Route("/v2/health/live", server_live),
     Route("/v2/health/ready", server_ready),
     *(Route(path, server_metadata) for path in ("/v2", "/v2/")),

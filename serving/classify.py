@@ -1,15 +1,16 @@
-"""Classify pictures of digits on the command line: `python -m serving.classify --help`."""
+"""Read pictures of numbers on the command line: `python -m serving.classify --help`."""
 
 import argparse
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from serving import digits, models
+from serving import models, reading
 from serving.errors import RequestError, StartError
 from serving.limits import Limits
 from serving.models import Model
@@ -19,7 +20,7 @@ UNSUPPORTED_SUFFIXES = (".avif", ".heic", ".heif")  # pictures too: reported as 
 
 
 def main() -> None:
-    """Print each model's prediction for every picture; exit with 1 if a picture could not be classified."""
+    """Print the text of every picture; exit with 1 if a picture could not be read."""
     arguments = parse_arguments()
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently when the reader does, as in `| head`
@@ -28,37 +29,30 @@ def main() -> None:
         names = list_pictures(arguments.files)
     except (OSError, StartError) as error:
         sys.exit(f"classify: {error}")
-    classifiers = [model for model in loaded.values() if digits.is_digit_classifier(model)]
     results = []
     for name in names:
-        result = {"file": printable_name(name)} | classify_file(name, classifiers, arguments.image)
+        result = {"file": printable_name(name)} | classify_file(name, loaded.values())
         results.append(result)
         if arguments.json:
             print(orjson.dumps(result).decode(), flush=True)
     if not arguments.json:
-        print(predictions_table(results, classifiers))
+        print(text_table(results))
     sys.exit(any("error" in result for result in results))
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.classify", description="Classify pictures of single digits with every model."
-    )
+    parser = argparse.ArgumentParser(prog="python -m serving.classify", description="Read the numbers in pictures.")
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="PNG, JPEG or WebP file, directory of them, or - (stdin)"
     )
     parser.add_argument(
         "--repository", type=Path, default=models.REPOSITORY, help="model repository (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON per picture")
     parser.add_argument(
-        "--image", action="store_true", help="with --json: include the 28 x 28 pixels that the models receive"
+        "--json", action="store_true", help="print one line of JSON per picture, with each digit's box and predictions"
     )
-    arguments = parser.parse_args()
-    if arguments.image and not arguments.json:
-        parser.error("--image: expected --json, too, got --image alone")
-    return arguments
+    return parser.parse_args()
 
 
 def list_pictures(names: list[str]) -> list[str]:
@@ -83,33 +77,33 @@ def printable_name(name: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def classify_file(name: str, classifiers: list[Model], with_image: bool) -> dict[str, Any]:
-    """Return the predictions for a picture, and on request the models' input image, or the error."""
+def classify_file(name: str, loaded: Iterable[Model]) -> dict[str, Any]:
+    """Return the lines of text in a picture, or the error."""
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        image, predictions = digits.classify_picture(content, classifiers, Limits.max_pixels)
+        return reading.read_picture(content, loaded, Limits.max_pixels)
     except OSError as error:
         return {"error": f"picture: expected a readable file, got: {error.strerror}"}
     except RequestError as error:
         return {"error": str(error)}
-    return ({"image": image.tolist()} if with_image else {}) | {"models": predictions}
 
 
-def predictions_table(results: list[dict[str, Any]], classifiers: list[Model]) -> str:
-    """Return a text table with one row per picture: each model's label and its probability, or the error."""
-    header = ["file", *(model.name for model in classifiers)]
-    rows = [header, *([result["file"], *format_predictions(result)] for result in results)]
-    widths = [max(len(name) for name, *_ in rows)]
-    widths += [max(len(model.name), *(len(f"{label} 100.0%") for label in model.labels)) for model in classifiers]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
+def text_table(results: list[dict[str, Any]]) -> str:
+    """Return a table with one row per line of text, or with a picture's error."""
+    rows = [["file", "text", "confidence"], *(row for result in results for row in text_rows(result))]
+    file_width = max(len(file) for file, *_ in rows)
+    text_width = max(len(text) for _, text, *confidence in rows if confidence)
+    return "\n".join(
+        "  ".join([file.ljust(file_width), text.ljust(text_width), *confidence]).rstrip()
+        for file, text, *confidence in rows
+    )
 
 
-def format_predictions(result: dict[str, Any]) -> list[str]:
-    """Return the table cells of a picture, without its name."""
+def text_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Return the table cells of a picture's lines: file, text and confidence; or file and error."""
     if "error" in result:
-        return [result["error"]]
-    predictions = result["models"].values()
-    return [f"{it['label']} {it['probabilities'][it['label']]:.1%}" for it in predictions]
+        return [[result["file"], result["error"]]]
+    return [[result["file"], line["text"], f"{line['confidence']:.1%}"] for line in result["lines"]]
 
 
 if __name__ == "__main__":

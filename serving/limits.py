@@ -9,6 +9,8 @@ MAX_JSON_CONTAINERS = 100_000  # arrays and objects of one request: parsing mill
 MAX_FORM_FIELDS = 100  # of one form, besides its file
 MAX_JPEG_SCANS = 200  # usual files have about ten, and decoding one scan costs as much as a whole baseline picture
 MAX_SEQUENTIAL_JPEG_FACTOR = 8  # times max_pixels: a JPEG of one scan is decoded at a reduced scale, in little memory
+MAX_COMPONENTS = 10_000  # connected pieces of ink and dirt in a picture
+MAX_PARTS = 256  # pieces of digits in a picture, after components have been cut
 MAX_ERROR_CHARACTERS = 500  # error texts may quote the request
 
 

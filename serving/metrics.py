@@ -19,9 +19,7 @@ STAGE_SECONDS = Histogram(
     ["model", "stage"],
     buckets=BUCKETS,
 )
-DIGIT_SECONDS = Histogram(
-    "serving_digit_seconds", "Time to decode, normalize and classify a picture of a digit", buckets=BUCKETS
-)
+DIGIT_SECONDS = Histogram("serving_digit_seconds", "Time to decode a picture and read its digits", buckets=BUCKETS)
 
 
 class InferenceMetrics:

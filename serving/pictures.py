@@ -27,15 +27,19 @@ TRANSPOSITIONS = {  # by EXIF orientation
 MIN_SIDE, MAX_SIDE = 100, 2048  # pixels; pictures are resized until their longer side is within these
 
 
-def decode_picture(content: bytes, max_pixels: int) -> Image.Image:
-    """Return the picture in a file as RGB, upright, resized and without transparency. Raises RequestError."""
+def decode_picture(content: bytes, max_pixels: int) -> tuple[Image.Image, float]:
+    """Return the picture in a file as RGB, upright, resized and without transparency, and its scale.
+
+    The scale is the number of the file's pixels for one of the picture's. Raises RequestError.
+    """
     picture = load_pixels(content, max_pixels)
+    longest = max(Image.open(io.BytesIO(content), formats=FORMATS).size)
     with contextlib.suppress(Exception):  # metadata may be corrupt in a picture that is not
         picture = picture.transpose(TRANSPOSITIONS[picture.getexif()[ExifTags.Base.Orientation]])
     if picture.mode.startswith("I"):
         picture = reduce_bit_depth(picture)
     picture = resize_picture(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
-    return remove_transparency(picture) if picture.mode == "RGBA" else picture
+    return remove_transparency(picture) if picture.mode == "RGBA" else picture, longest / max(picture.size)
 
 
 def load_pixels(content: bytes, max_pixels: int) -> Image.Image:

@@ -459,7 +459,7 @@ def test_a_picture_is_not_decoded_after_the_client_has_disconnected(models_folde
         lines = server.ask("/metrics")[1].decode().splitlines()
     (decoded,) = (line for line in lines if line.startswith("serving_digit_seconds_count"))
     assert float(decoded.split()[1]) < 10
-    assert 'serving_requests_total{endpoint="classify_digit",model="",status="499"}' in "\n".join(lines)
+    assert 'serving_requests_total{endpoint="read_digits",model="",status="499"}' in "\n".join(lines)
 
 
 def test_connections_above_the_limit_are_refused_until_others_close(limited_server):

@@ -1,9 +1,12 @@
-// Draw strokes on a canvas, send the picture to the server at every change, and show the models' predictions.
+// Draw strokes on a canvas, send the picture to the server at every change, and show the text that it reads.
 
 const drawing = document.getElementById("drawing");
-const modelInput = document.getElementById("model-input").getContext("2d");
+const boxes = document.getElementById("boxes");
+const text = document.getElementById("text");
 const message = document.getElementById("message");
 const announcement = document.getElementById("announcement");
+const predictions = document.getElementById("predictions");
+const digitButtons = document.getElementById("digits");
 const table = document.querySelector("table");
 const brush = document.getElementById("brush");
 const file = document.getElementById("file");
@@ -25,11 +28,7 @@ let cursor = [drawing.width / 2, drawing.height / 2]; // the pen's position when
 function render(withCursor = document.activeElement === drawing && usingKeyboard) {
   context.fillStyle = darkScheme.matches ? "#000" : "#fff";
   context.fillRect(0, 0, drawing.width, drawing.height);
-  if (picture) {
-    const scale = Math.min(drawing.width / picture.width, drawing.height / picture.height);
-    const [width, height] = [picture.width * scale, picture.height * scale];
-    context.drawImage(picture, (drawing.width - width) / 2, (drawing.height - height) / 2, width, height);
-  }
+  if (picture) context.drawImage(picture, ...pictureArea());
   // Red is visible on light and on dark pictures.
   context.strokeStyle = picture ? "#d33" : darkScheme.matches ? "#fff" : "#000";
   context.lineCap = context.lineJoin = "round";
@@ -50,8 +49,15 @@ function render(withCursor = document.activeElement === drawing && usingKeyboard
   }
 }
 
+// The position and size of the opened picture on the canvas.
+function pictureArea() {
+  const scale = Math.min(drawing.width / picture.width, drawing.height / picture.height);
+  const [width, height] = [picture.width * scale, picture.height * scale];
+  return [(drawing.width - width) / 2, (drawing.height - height) / 2, width, height];
+}
+
 // There is one request at a time; of the changes during a request, only the latest is sent after it.
-const CANVAS = "canvas"; // the source of a request: the canvas, or else the content of a picture file
+const CANVAS = "canvas"; // the source of a request: the canvas, or else a file {content, width} of the opened picture
 let pendingSource = null;
 let requestInProgress = false;
 
@@ -69,11 +75,11 @@ async function sendPending() {
       showMessage("The canvas is empty.");
       continue;
     }
-    const body = source === CANVAS ? canvasPng() : source;
+    const body = source === CANVAS ? canvasPng() : source.content;
     try {
-      const response = await fetch("digits?image=true", { method: "POST", body });
+      const response = await fetch("digits", { method: "POST", body });
       const content = await response.json();
-      if (response.ok) showPredictions(content);
+      if (response.ok) showLines(content.lines, source);
       else if (!currentStroke) showMessage(content.error); // an unfinished digit is often invalid
     } catch {
       showMessage("The server does not respond.");
@@ -97,59 +103,91 @@ function encodePng(canvas) {
 
 let announcementTimer;
 
-function setMessage(text) {
-  message.textContent = text;
+function setMessage(content, spoken = content) {
+  message.textContent = content;
   clearTimeout(announcementTimer);
-  announcementTimer = setTimeout(() => (announcement.textContent = text), ANNOUNCEMENT_DELAY);
+  announcementTimer = setTimeout(() => (announcement.textContent = spoken), ANNOUNCEMENT_DELAY);
 }
 
-function showMessage(text) {
-  setMessage(text);
-  modelInput.clearRect(0, 0, 28, 28);
-  table.hidden = true;
+function showMessage(content) {
+  setMessage(content);
+  text.replaceChildren();
+  boxes.replaceChildren();
+  predictions.hidden = true;
 }
 
-function showPredictions({ image, models }) {
+function showLines(lines, source) {
+  text.replaceChildren(...lines.map((line) => createElement("span", { textContent: line.text })));
+  const digits = lines.flatMap((line) => line.digits);
+  const unread = digits.find((digit) => digit.label === null);
+  const confidence = lines.map((line) => formatPercent(line.confidence)).join(", ");
+  const status = unread ? `?: ${unread.reason}` : `Confidence: ${confidence}`;
+  setMessage(status, `${lines.map((line) => line.text).join(", ")}. ${status}`);
+  const isShown = source === CANVAS || picture; // some browsers cannot show every file that the server can read
+  boxes.replaceChildren(...(isShown ? digits : []).map((digit) => createBox(digit, source)));
+  digitButtons.replaceChildren(...digits.map((digit, index) => createDigitButton(digit, () => select(digits, index))));
+  select(digits, digits.length - 1);
+  predictions.hidden = false;
+}
+
+function createBox({ label, box }, source) {
+  const [left, top, width] = source === CANVAS ? [0, 0, drawing.width] : pictureArea();
+  const scale = width / (source === CANVAS ? drawing.width : source.width);
+  const element = createElement("i", { className: label === null ? "unread" : "" });
+  element.style.left = `${(100 * (left + box.left * scale)) / drawing.width}%`;
+  element.style.top = `${(100 * (top + box.top * scale)) / drawing.height}%`;
+  element.style.width = `${(100 * box.width * scale) / drawing.width}%`;
+  element.style.height = `${(100 * box.height * scale) / drawing.height}%`;
+  return element;
+}
+
+function createDigitButton({ label, confidence, image }, action) {
+  const canvas = createElement("canvas", { width: 28, height: 28 });
   const pixels = image.flat().flatMap((value) => [value, value, value, 255]);
-  modelInput.putImageData(new ImageData(new Uint8ClampedArray(pixels), 28), 0, 0);
+  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(pixels), 28), 0, 0);
+  const caption = createElement("span", { textContent: `${label ?? "?"} (${formatPercent(confidence)})` });
+  const button = createElement("button", { type: "button" }, canvas, caption);
+  button.addEventListener("click", action);
+  return button;
+}
+
+function select(digits, selected) {
+  [...digitButtons.children].forEach((button, index) => button.setAttribute("aria-pressed", index === selected));
+  [...boxes.children].forEach((box, index) => box.classList.toggle("selected", digits.length > 1 && index === selected));
+  const { models } = digits[selected];
   const names = Object.keys(models);
-  const format = ({ label, probabilities }) => `${label} (${formatPercent(probabilities[label])})`;
-  setMessage(names.map((name) => `${name}: ${format(models[name])}`).join(", "));
-  const labels = [...new Set(names.flatMap((name) => Object.keys(models[name].probabilities)))];
+  const labels = Object.keys(models[names[0]].probabilities);
   table.tHead.replaceChildren(
-    createRow([createCell("td", ""), ...names.map((name) => createCell("th", name, { scope: "col" }))]),
+    createElement("tr", {}, createElement("td"), ...names.map((name) => createHeader(name, "col"))),
   );
   table.tBodies[0].replaceChildren(
     ...labels.map((label) =>
-      createRow([
-        createCell("th", label, { scope: "row" }),
+      createElement(
+        "tr",
+        {},
+        createHeader(label, "row"),
         ...names.map((name) => createProbabilityCell(models[name], label)),
-      ]),
+      ),
     ),
   );
-  table.hidden = false;
 }
 
-function createProbabilityCell(prediction, label) {
-  const percent = formatPercent(prediction.probabilities[label] ?? 0); // models may have different classes
-  const bar = document.createElement("i");
+function createProbabilityCell({ label: mostProbable, probabilities }, label) {
+  const percent = formatPercent(probabilities[label]);
+  const bar = createElement("i");
   bar.style.width = percent;
-  const number = document.createElement("span");
-  number.textContent = percent;
-  const cell = document.createElement("td");
-  cell.className = label === prediction.label ? "most-probable" : "";
-  cell.append(bar, number);
-  return cell;
+  const className = label === mostProbable ? "most-probable" : "";
+  return createElement("td", { className }, bar, createElement("span", { textContent: percent }));
 }
 
-function createRow(cells) {
-  const row = document.createElement("tr");
-  row.append(...cells);
-  return row;
+function createHeader(textContent, scope) {
+  return createElement("th", { textContent, scope });
 }
 
-function createCell(tag, text, attributes) {
-  return Object.assign(document.createElement(tag), { textContent: text }, attributes);
+function createElement(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
 }
 
 function formatPercent(probability) {
@@ -259,7 +297,8 @@ async function openPicture(blob) {
   }
   render();
   const isLarge = picture && Math.max(picture.width, picture.height) > MAX_PICTURE_SIDE;
-  requestPrediction(isLarge ? encodePng(scaleDown(picture)) : blob);
+  const reduced = isLarge && scaleDown(picture);
+  requestPrediction({ content: reduced ? encodePng(reduced) : blob, width: (reduced || picture)?.width });
 }
 
 function scaleDown(picture) {

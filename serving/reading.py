@@ -1,0 +1,175 @@
+"""Read the numbers in a picture: of all divisions into digits, choose the one that the models find most probable.
+
+Over-segmentation and the best path through its graph follow LeCun et al., "Gradient-based learning applied to document
+recognition" (1998), section V.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from serving.cleaning import clean
+from serving.digits import IMAGE_SIDE, normalize_digit
+from serving.errors import RequestError
+from serving.ink import Gray, Ink, Matrix, extract_ink
+from serving.models import Model
+from serving.pictures import decode_picture
+from serving.segmentation import Pieces, find_pieces
+
+cv2.setNumThreads(1)  # the server reads pictures in parallel
+
+MIN_HEIGHT = 0.4  # fraction of the line's height; smaller candidates are no digits
+MAX_WIDTH = 1.4  # times the line's height; wider candidates are several digits
+MAX_GAP = 0.12  # fraction of the line's height between pieces of one digit
+SKIP_PROBABILITY = 0.6  # that a small component, such as a dot, belongs to no digit
+CUT_PROBABILITY = 0.5  # that a component holds several digits, if its aspect ratio doesn't tell
+CUT_ASPECT = 1.15  # width / height of a component that holds one digit or several
+ASPECT_SLOPE = 4  # of the logarithm of the odds between both
+EMPTY_PROBABILITY = 0.05  # of each class, for a shape without strokes
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass
+class Candidate:
+    """A run of pieces that may be one digit."""
+
+    start: int  # of the pieces [start, stop)
+    stop: int
+    box: tuple[int, int, int, int]  # left, top, right, bottom, after rotation
+    image: Gray  # [28, 28]; empty if there are no strokes
+    penalty: float  # of its shape, added to the logarithm of the probability
+    probabilities: dict[str, Probabilities] = field(default_factory=dict)  # [classes] by model
+
+    def mean(self) -> Probabilities:
+        """Return the mean of the models' probabilities, [classes] (soft voting)."""
+        mean: Probabilities = np.mean(list(self.probabilities.values()), axis=0)
+        return mean if self.image.any() else np.full_like(mean, EMPTY_PROBABILITY)
+
+
+def read_picture(content: bytes, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:
+    """Return the lines of text in a picture, each with its digits' boxes, images and predictions. Raises RequestError.
+
+    docs/reading.md describes the answer.
+    """
+    classifiers = digit_classifiers(models)
+    picture, scale = decode_picture(content, max_pixels)
+    ink = clean(extract_ink(np.asarray(picture)))
+    pieces = find_pieces(ink.mask)
+    candidates = list(find_candidates(pieces, ink))
+    images = np.stack([candidate.image for candidate in candidates])[:, None]
+    for model in classifiers:
+        for candidate, probabilities in zip(candidates, model.run({"image": images})["probabilities"]):
+            candidate.probabilities[model.name] = probabilities
+    lines: list[list[Any]] = [[] for _ in range(pieces.lines[-1] + 1)]
+    for candidate in best_path(candidates, pieces):
+        digit = describe_digit(candidate, classifiers[0].labels)
+        digit["box"] = picture_box(candidate.box, ink.transform, scale)
+        lines[pieces.lines[candidate.start]].append(digit)
+    return {"lines": [describe_line(digits) for digits in lines]}
+
+
+def digit_classifiers(models: Iterable[Model]) -> list[Model]:
+    """Return the digit classifiers whose classes are those of the first. Raises RequestError if there is none."""
+    classifiers = [model for model in models if is_digit_classifier(model)]
+    if not classifiers:
+        raise RequestError("models: expected one that classifies digits, got none", 404)
+    return [model for model in classifiers if model.labels == classifiers[0].labels]
+
+
+def is_digit_classifier(model: Model) -> bool:
+    """Say whether the model takes one image as MNIST has it, and returns the probability of each labelled class."""
+    image, probabilities = model.inputs.get("image"), model.outputs.get("probabilities")
+    return bool(
+        image
+        and len(model.inputs) == 1
+        and (image.datatype, image.shape) == ("UINT8", (-1, 1, IMAGE_SIDE, IMAGE_SIDE))
+        and probabilities
+        and probabilities.shape == (-1, len(model.labels))
+    )
+
+
+def find_candidates(pieces: Pieces, ink: Ink) -> Iterator[Candidate]:
+    """Yield runs of pieces of one component, and of whole neighboring components in a line."""
+    count = len(pieces.boxes)
+    is_border = np.append(True, np.append(np.diff(pieces.components) != 0, True))  # before and after each piece
+    for start in range(count):
+        height = pieces.heights[start]
+        for stop in range(start + 1, count + 1):
+            boxes = pieces.boxes[start:stop]
+            (left, top, _, _), (_, _, right, bottom) = boxes.min(axis=0).tolist(), boxes.max(axis=0).tolist()
+            gap = boxes[-1, 0] - boxes[:-1, 2].max(initial=right)
+            one_component = pieces.components[start] == pieces.components[stop - 1]
+            whole = bool(is_border[start] and is_border[stop])
+            if pieces.lines[start] != pieces.lines[stop - 1] or gap > MAX_GAP * height:
+                break
+            if right - left > MAX_WIDTH * height and not (whole and one_component):
+                continue
+            if bottom - top < MIN_HEIGHT * height or not (whole or one_component):
+                continue
+            area = slice(top, bottom), slice(left, right)
+            labels = pieces.labels[area]
+            mask = ((labels > start) & (labels <= stop)).astype(np.uint8)
+            cuts = 2 - int(is_border[start]) - int(is_border[stop])
+            penalty = log_probability((CUT_ASPECT - (right - left) / height) * ASPECT_SLOPE)
+            penalty += cuts / 2 * math.log(CUT_PROBABILITY)
+            penalty += cuts / 2 * log_probability((pieces.widths[start] / height - CUT_ASPECT) * ASPECT_SLOPE)
+            image = normalize_digit(ink.gray[area], mask, ink.noise)
+            yield Candidate(start, stop, (left, top, right, bottom), image, penalty)
+
+
+def log_probability(log_odds: float) -> float:
+    """Return the logarithm of the probability with these odds, of which the logarithm is given."""
+    return -float(np.logaddexp(0, -log_odds))
+
+
+def best_path(candidates: list[Candidate], pieces: Pieces) -> list[Candidate]:
+    """Return the candidates that divide all pieces most probably; small components may be left out."""
+    small = pieces.boxes[:, 3] - pieces.boxes[:, 1] < MIN_HEIGHT * pieces.heights
+    scores = np.append(0, np.full(len(small), -np.inf))  # of the best path to each piece
+    paths: list[list[Candidate]] = [[] for _ in scores]
+    by_stop = defaultdict(list)
+    for candidate in candidates:
+        by_stop[candidate.stop].append(candidate)
+    for stop in range(1, len(scores)):
+        if small[stop - 1]:
+            scores[stop], paths[stop] = scores[stop - 1] + math.log(SKIP_PROBABILITY), paths[stop - 1]
+        for candidate in by_stop[stop]:
+            score = scores[candidate.start] + math.log(candidate.mean().max()) + candidate.penalty
+            if score > scores[stop]:
+                scores[stop], paths[stop] = score, [*paths[candidate.start], candidate]
+    return paths[-1]
+
+
+def describe_line(digits: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a line of text: `?` stands for a digit without a label, and the confidence is the product of theirs."""
+    text = "".join(digit["label"] or "?" for digit in digits)
+    return {"text": text, "confidence": math.prod(digit["confidence"] for digit in digits), "digits": digits}
+
+
+def describe_digit(candidate: Candidate, labels: list[str]) -> dict[str, Any]:
+    """Return a digit's label, confidence, image and each model's prediction, or the reason why it has no label."""
+    mean = candidate.mean()
+    models = {
+        name: {"label": labels[values.argmax()], "probabilities": dict(zip(labels, values.tolist()))}
+        for name, values in candidate.probabilities.items()
+    }
+    answer: dict[str, Any] = {"label": labels[mean.argmax()], "confidence": float(mean.max())}
+    if not candidate.image.any():
+        answer = {"label": None, "reason": "a filled shape without strokes", "confidence": 0.0}
+    return answer | {"image": candidate.image.tolist(), "models": models}
+
+
+def picture_box(box: tuple[int, int, int, int], transform: Matrix, scale: float) -> dict[str, int]:
+    """Return the box in the upright picture's pixels, around the rotated one: `left`, `top`, `width`, `height`."""
+    left, top, right, bottom = box
+    corners = np.array([[(left, top), (right, top), (left, bottom), (right, bottom)]], float)
+    corners = cv2.transform(corners, cv2.invertAffineTransform(transform))[0] * scale
+    (left, top), (right, bottom) = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
+    return {"left": int(left), "top": int(top), "width": int(right - left), "height": int(bottom - top)}
