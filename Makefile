@@ -5,7 +5,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_CUSTOM_COMPILE_COMMAND := make requirements
 
-.PHONY: help repro pipeline test test-slow serve bench bench-training bench-serving bench-inference ablation \
+.PHONY: help repro pipeline test test-slow serve bench bench-training bench-serving bench-inference bench-reading ablation \
 	reproduce integrity restore requirements repository
 
 help: ## list these targets
@@ -40,6 +40,9 @@ bench-serving: pipeline .venv/for-serve ## compare the server with KServe, LitSe
 
 bench-inference: pipeline ## compare int8 with float32 in ONNX Runtime
 	$(BIN)/python -m benchmarks.inference $(OPTIONS)
+
+bench-reading: pipeline .venv/for-serve ## measure how many digits and numbers are read in pictures of test digits
+	$(BIN)/python -m benchmarks.reading $(OPTIONS)
 
 ablation: pipeline ## measure what each part of the recipes contributes
 	$(BIN)/python -m benchmarks.ablation $(OPTIONS)

@@ -19,10 +19,12 @@ HOUGH_SIDE = 512  # pixels along the longer side, on which ruled lines are searc
 MIN_RULE_EXTENT = 0.45  # fraction of the picture's width; shorter lines don't show how it is rotated
 MIN_RULE_LENGTH = 1.5  # times the height of the text; shorter lines are strokes
 MIN_RULE_PART = 0.25  # fraction of the picture's width; parts of a ruled line between strokes that cross it
+MAX_RULE_GAP = 0.004  # fraction of the picture's width, on either side; gaps in thin lines
 RULE_SLOPE = 0.02  # of ruled lines after rotation: they are not quite straight
 MAX_RULE_DEGREES, MAX_TEXT_DEGREES = 20, 45
 MIN_RULE_DEGREES, MIN_TEXT_DEGREES = 0.3, 9  # smaller rotations are left: digits slope by themselves
 MIN_SPECK = 0.12  # fraction of the text's height; smaller components are dirt
+MIN_STROKE = 0.4  # fraction of the text's mean stroke width; thinner components are pieces of ruled lines
 MAX_HEIGHT = 1.8  # times the text's height; taller components are no digits
 MAX_OBJECT_STROKE = 0.4  # fraction of the longer side, or of the shorter one of strips; wider strokes are objects
 MIN_STRIP_ASPECT = 4  # width / height of solid strips at the picture's border
@@ -47,6 +49,11 @@ class Components:
         areas = self.areas[order].cumsum()
         return float(self.heights[order[np.searchsorted(areas, areas[-1] / 2)]])
 
+    def stroke_widths(self) -> npt.NDArray[Any]:
+        """Return each component's mean stroke width in pixels, float64 [n]."""
+        distance = cv2.distanceTransform((self.labels > 0).astype(np.uint8), cv2.DIST_L2, 3)
+        return 4 * np.bincount(self.labels.ravel(), distance.ravel())[1:] / self.areas
+
     def mask(self, keep: npt.NDArray[np.bool_]) -> Mask:
         """Return a mask of the components for which `keep`, [n], is true."""
         return np.append(False, keep)[self.labels].astype(np.uint8)
@@ -68,15 +75,21 @@ def clean(ink: Ink) -> Ink:
     if angle is not None:
         ink = rotate(replace(ink, mask=mask), angle)
         mask = remove_ruled_lines(ink.mask)
+    check_count(mask, MAX_COMPONENTS)
     mask = remove_specks(mask)
     check_count(mask, MAX_PARTS)
     ink = replace(ink, mask=mask)
-    return ink if angle is not None else rotate(ink, text_angle(mask))
+    if angle is None:
+        ink = rotate(ink, text_angle(mask))
+        check_count(ink.mask, MAX_PARTS)
+    return ink
 
 
 def check_count(mask: Mask, maximum: int) -> None:
-    """Raise RequestError if a mask has more components than this."""
+    """Raise RequestError if a mask has no components, or more than this."""
     count = cv2.connectedComponents(mask)[0] - 1
+    if not count:
+        raise RequestError("picture: expected digits, got an empty picture", 422)
     if count > maximum:
         raise RequestError(f"picture: expected at most {maximum:,} pieces of ink, got {count:,}", 422)
 
@@ -99,8 +112,7 @@ def remove_objects(mask: Mask) -> Mask:
     components = find_components(mask)
     left, top, width, height = components.boxes.T
     borders = np.sum([left == 0, top == 0, left + width == mask.shape[1], top + height == mask.shape[0]], axis=0)
-    distance = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-    strokes = 4 * np.bincount(components.labels.ravel(), distance.ravel())[1:] / components.areas
+    strokes = components.stroke_widths()
     is_disc = strokes > MAX_OBJECT_STROKE * np.maximum(width, height)
     is_solid = strokes > MAX_OBJECT_STROKE * np.minimum(width, height)
     is_strip = is_solid & ((borders == 3) | (width > MIN_STRIP_ASPECT * height))
@@ -154,7 +166,9 @@ def remove_ruled_lines(mask: Mask) -> Mask:
     """Remove ruled lines by an opening with a long, level kernel, but not the strokes that cross them."""
     length = round(MIN_RULE_PART * mask.shape[1])
     tolerance = np.ones((2 * math.ceil(RULE_SLOPE * length / 2) + 1, 1), np.uint8)
-    lines = cv2.morphologyEx(cv2.dilate(mask, tolerance), cv2.MORPH_OPEN, np.ones((1, length), np.uint8)) & mask
+    gap = np.ones((1, 2 * math.ceil(MAX_RULE_GAP * mask.shape[1]) + 1), np.uint8)
+    lines = cv2.morphologyEx(cv2.dilate(mask, tolerance), cv2.MORPH_CLOSE, gap)
+    lines = cv2.morphologyEx(lines, cv2.MORPH_OPEN, np.ones((1, length), np.uint8)) & mask
     if not lines.any():
         return mask
     rest = mask - lines
@@ -166,7 +180,9 @@ def remove_ruled_lines(mask: Mask) -> Mask:
 
 
 def remove_specks(mask: Mask) -> Mask:
-    """Remove components that are much smaller or taller than the text."""
+    """Remove components that are much smaller, taller or thinner than the text."""
     components = find_components(mask)
-    text, longer = components.text_height(), components.boxes[:, 2:].max(axis=1)
-    return components.mask((longer >= MIN_SPECK * text) & (components.heights <= MAX_HEIGHT * text))
+    text, longer, strokes = components.text_height(), components.boxes[:, 2:].max(axis=1), components.stroke_widths()
+    is_text = (longer >= MIN_SPECK * text) & (components.heights <= MAX_HEIGHT * text)
+    thinnest = MIN_STROKE * np.average(strokes[is_text], weights=components.areas[is_text])
+    return components.mask(is_text & (strokes >= thinnest))

@@ -84,10 +84,10 @@ def close(pixels: Color, side: float) -> Color:
 
     Beyond the borders, an odd reflection continues the gradient of the light, within limits, so that ink stays dark.
     """
-    radius = min(round(side / 2), min(pixels.shape[:2]) // 2 - 1)
-    edges = (2 * radius,) * 4
-    reflected = cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_REFLECT_101).astype(np.float32)
-    odd = 2 * cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_REPLICATE).astype(np.float32) - reflected
+    radius = max(0, min(round(side / 2), min(pixels.shape[:2]) // 2 - 1))
+    padding = (2 * radius,) * 4
+    reflected = cv2.copyMakeBorder(pixels, *padding, cv2.BORDER_REFLECT_101).astype(np.float32)
+    odd = 2 * cv2.copyMakeBorder(pixels, *padding, cv2.BORDER_REPLICATE).astype(np.float32) - reflected
     padded = np.clip(odd, 0.8 * reflected, 1.25 * reflected).clip(0, 255).astype(np.uint8)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, np.ones((2 * radius + 1,) * 2, np.uint8))
     return closed[2 * radius : closed.shape[0] - 2 * radius, 2 * radius : closed.shape[1] - 2 * radius]
@@ -123,5 +123,6 @@ def neighborhood(pixels: Gray) -> Mask:
 
 def shrink(pixels: Gray | Color, side: int) -> Gray | Color:
     """Shrink a picture to this many pixels along its longer side, if it has more."""
-    scale = side / max(pixels.shape)
-    return pixels if scale >= 1 else cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    scale = side / max(pixels.shape[:2])
+    height, width = (max(1, round(length * scale)) for length in pixels.shape[:2])
+    return pixels if scale >= 1 else cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from serving.cleaning import clean
 from serving.digits import IMAGE_SIDE, normalize_digit
@@ -24,6 +25,7 @@ from serving.segmentation import Pieces, find_pieces
 
 cv2.setNumThreads(1)  # the server reads pictures in parallel
 
+UNREAD = "?"  # in the text, for a digit without a label
 MIN_HEIGHT = 0.4  # fraction of the line's height; smaller candidates are no digits
 MAX_WIDTH = 1.4  # times the line's height; wider candidates are several digits
 MAX_GAP = 0.12  # fraction of the line's height between pieces of one digit
@@ -58,8 +60,12 @@ def read_picture(content: bytes, models: Iterable[Model], max_pixels: int) -> di
 
     docs/reading.md describes the answer.
     """
+    return read_image(*decode_picture(content, max_pixels), models)
+
+
+def read_image(picture: Image.Image, scale: float, models: Iterable[Model]) -> dict[str, Any]:
+    """Return the lines of text in an RGB picture; boxes are multiplied by the scale. Raises RequestError."""
     classifiers = digit_classifiers(models)
-    picture, scale = decode_picture(content, max_pixels)
     ink = clean(extract_ink(np.asarray(picture)))
     pieces = find_pieces(ink.mask)
     candidates = list(find_candidates(pieces, ink))
@@ -69,10 +75,12 @@ def read_picture(content: bytes, models: Iterable[Model], max_pixels: int) -> di
             candidate.probabilities[model.name] = probabilities
     lines: list[list[Any]] = [[] for _ in range(pieces.lines[-1] + 1)]
     for candidate in best_path(candidates, pieces):
-        digit = describe_digit(candidate, classifiers[0].labels)
-        digit["box"] = picture_box(candidate.box, ink.transform, scale)
+        digit = describe_digit(candidate, classifiers)
+        digit["box"] = picture_box(candidate.box, ink.transform, picture.size, scale)
         lines[pieces.lines[candidate.start]].append(digit)
-    return {"lines": [describe_line(digits) for digits in lines]}
+    if not any(lines):
+        raise RequestError("picture: expected digits, got only dots and strokes", 422)
+    return {"lines": [describe_line(digits) for digits in lines if digits]}
 
 
 def digit_classifiers(models: Iterable[Model]) -> list[Model]:
@@ -104,7 +112,7 @@ def find_candidates(pieces: Pieces, ink: Ink) -> Iterator[Candidate]:
         for stop in range(start + 1, count + 1):
             boxes = pieces.boxes[start:stop]
             (left, top, _, _), (_, _, right, bottom) = boxes.min(axis=0).tolist(), boxes.max(axis=0).tolist()
-            gap = boxes[-1, 0] - boxes[:-1, 2].max(initial=right)
+            gap = boxes[-1, 0] - boxes[:-1, 2].max(initial=left)
             one_component = pieces.components[start] == pieces.components[stop - 1]
             whole = bool(is_border[start] and is_border[stop])
             if pieces.lines[start] != pieces.lines[stop - 1] or gap > MAX_GAP * height:
@@ -117,7 +125,7 @@ def find_candidates(pieces: Pieces, ink: Ink) -> Iterator[Candidate]:
             labels = pieces.labels[area]
             mask = ((labels > start) & (labels <= stop)).astype(np.uint8)
             cuts = 2 - int(is_border[start]) - int(is_border[stop])
-            penalty = log_probability((CUT_ASPECT - (right - left) / height) * ASPECT_SLOPE)
+            penalty = log_probability((CUT_ASPECT - (right - left) / max(height, bottom - top)) * ASPECT_SLOPE)
             penalty += cuts / 2 * math.log(CUT_PROBABILITY)
             penalty += cuts / 2 * log_probability((pieces.widths[start] / height - CUT_ASPECT) * ASPECT_SLOPE)
             image = normalize_digit(ink.gray[area], mask, ink.noise)
@@ -125,7 +133,7 @@ def find_candidates(pieces: Pieces, ink: Ink) -> Iterator[Candidate]:
 
 
 def log_probability(log_odds: float) -> float:
-    """Return the logarithm of the probability with these odds, of which the logarithm is given."""
+    """Return the logarithm of the logistic function."""
     return -float(np.logaddexp(0, -log_odds))
 
 
@@ -148,28 +156,36 @@ def best_path(candidates: list[Candidate], pieces: Pieces) -> list[Candidate]:
 
 
 def describe_line(digits: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a line of text: `?` stands for a digit without a label, and the confidence is the product of theirs."""
-    text = "".join(digit["label"] or "?" for digit in digits)
+    """Return a line of text, whose confidence is the product of its digits'."""
+    text = "".join(digit["label"] or UNREAD for digit in digits)
     return {"text": text, "confidence": math.prod(digit["confidence"] for digit in digits), "digits": digits}
 
 
-def describe_digit(candidate: Candidate, labels: list[str]) -> dict[str, Any]:
+def describe_digit(candidate: Candidate, classifiers: list[Model]) -> dict[str, Any]:
     """Return a digit's label, confidence, image and each model's prediction, or the reason why it has no label."""
-    mean = candidate.mean()
-    models = {
-        name: {"label": labels[values.argmax()], "probabilities": dict(zip(labels, values.tolist()))}
-        for name, values in candidate.probabilities.items()
-    }
+    labels, mean = classifiers[0].labels, candidate.mean()
+    models = {}
+    for model in classifiers:
+        values = candidate.probabilities[model.name]
+        label = labels[values.argmax()] if values.max() >= model.min_confidence else None
+        models[model.name] = {"label": label, "probabilities": dict(zip(labels, values.tolist()))}
     answer: dict[str, Any] = {"label": labels[mean.argmax()], "confidence": float(mean.max())}
     if not candidate.image.any():
         answer = {"label": None, "reason": "a filled shape without strokes", "confidence": 0.0}
+    elif not any(each["label"] for each in models.values()):
+        answer |= {
+            "label": None,
+            "reason": "no digit: the probabilities of all models are below their minimum confidence",
+        }
     return answer | {"image": candidate.image.tolist(), "models": models}
 
 
-def picture_box(box: tuple[int, int, int, int], transform: Matrix, scale: float) -> dict[str, int]:
+def picture_box(
+    box: tuple[int, int, int, int], transform: Matrix, size: tuple[int, int], scale: float
+) -> dict[str, int]:
     """Return the box in the upright picture's pixels, around the rotated one: `left`, `top`, `width`, `height`."""
     left, top, right, bottom = box
     corners = np.array([[(left, top), (right, top), (left, bottom), (right, bottom)]], float)
-    corners = cv2.transform(corners, cv2.invertAffineTransform(transform))[0] * scale
+    corners = cv2.transform(corners, cv2.invertAffineTransform(transform))[0].clip(0, size) * scale
     (left, top), (right, bottom) = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
     return {"left": int(left), "top": int(top), "width": int(right - left), "height": int(bottom - top)}

@@ -15,6 +15,7 @@ SMALL = 0.45  # fraction of the text's height; smaller components are parts of d
 MIN_LINE_OVERLAP = 0.4  # fraction of the smaller height; components side by side overlap in a line
 MAX_PART_DISTANCE = 0.35  # fraction of the text's height; small components farther from a line are dirt
 MIN_CUT_WIDTH, MIN_CUT_HEIGHT = 0.5, 0.5  # fractions of the text's height; smaller components are not cut
+MAX_CUT_ASPECT = 12  # width / height of a component; longer ones are lines, not touching digits
 SEAM_ROWS = 40  # components are cut on a picture of as many rows
 MAX_CUT_INK = 0.5  # fraction of a seam that may lie in ink
 MIN_PIECE = 0.08  # fraction of a component's ink on either side of a seam
@@ -95,7 +96,7 @@ def cut(part: Mask, height: float) -> Integers:
     """Return the number of the piece at each pixel of a component, from 0 on: its seams lie between the pieces."""
     rows, columns = part.shape
     pieces = np.zeros(part.shape, np.int32)
-    if columns < MIN_CUT_WIDTH * height or rows < MIN_CUT_HEIGHT * height:
+    if columns < MIN_CUT_WIDTH * height or rows < MIN_CUT_HEIGHT * height or columns > MAX_CUT_ASPECT * rows:
         return pieces
     size = max(4, round(columns * SEAM_ROWS / rows)), SEAM_ROWS
     ink = cv2.resize(255 * part, size, interpolation=cv2.INTER_AREA) / np.float32(255)
@@ -110,16 +111,14 @@ def find_seams(ink: npt.NDArray[np.float32]) -> list[npt.NDArray[np.intp]]:
     rows, columns = ink.shape
     (cost_above, above), (cost_below, below) = map(cheapest_paths, (ink[: rows // 2], ink[: rows // 2 - 1 : -1]))
     costs, paths = cost_above + cost_below, np.hstack([above, below[:, ::-1]])
+    neighbors = np.pad(costs, 1, constant_values=np.inf)
+    is_valley = (costs <= np.minimum(neighbors[:-2], neighbors[2:])) & (costs <= MAX_CUT_INK * rows)
+    ink_before = ink.cumsum(axis=1)
     seams: list[npt.NDArray[np.intp]] = []
-    for column in costs.argsort():
-        seam = paths[column]
-        nearby = costs[max(column - 1, 0) : column + 2]
-        left = (ink * (np.arange(columns) <= seam[:, None])).sum() / ink.sum()
-        if (
-            costs[column] <= min(nearby.min(), MAX_CUT_INK * rows)
-            and min(left, 1 - left) > MIN_PIECE
-            and all(np.abs(seam - other).mean() > MIN_SEAM_DISTANCE for other in seams)
-        ):
+    for seam in paths[is_valley][costs[is_valley].argsort()]:
+        left = ink_before[np.arange(rows), seam].sum() / ink.sum()
+        is_new = all(np.abs(seam - other).mean() > MIN_SEAM_DISTANCE for other in seams)
+        if is_new and min(left, 1 - left) > MIN_PIECE:
             seams.append(seam)
     return seams[:MAX_SEAMS]
 

@@ -1,4 +1,4 @@
-"""Calibration of a network's probabilities by temperature scaling."""
+"""Calibration of a network's probabilities by temperature scaling, and the threshold below which it gives no label."""
 
 import math
 
@@ -6,6 +6,9 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from stages import networks
+from stages.dataset import Split
 
 MAX_TEMPERATURE = 20.0  # its inverse is the minimum; if every prediction is correct, the optimum would be 0
 
@@ -22,6 +25,19 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     bound = math.log(MAX_TEMPERATURE)
     return math.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6}).x)
+
+
+def calibrate(network: nn.Sequential, validation: Split, labelled_fraction: float) -> dict[str, float]:
+    """Fit the temperature on the validation split, and fold it, in place, into the network's last layer.
+
+    Return the `temperature`, and the `min_confidence`: a `labelled_fraction` of the images have a higher maximum
+    probability.
+    """
+    logits = networks.predict_logits(network, validation.images)
+    temperature = fit_temperature(logits, validation.labels)
+    divide_logits(network, temperature)
+    confidence = networks.predict_logits(network, validation.images).softmax(dim=1).max(dim=1).values
+    return {"temperature": temperature, "min_confidence": confidence.double().quantile(1 - labelled_fraction).item()}
 
 
 @torch.no_grad()

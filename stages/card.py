@@ -26,6 +26,8 @@ def main(model: str) -> None:
         "recipe_name": parameters.recipe,
         "recipe": flatten_keys(parameters.recipes[parameters.recipe][model].model_dump(exclude_defaults=True)),
         "parameter_count": evaluation["parameters"],
+        "min_confidence": evaluation["min_confidence"],
+        "labelled_fraction": evaluation["labelled_fraction"],
     }
     write_card(model, facts | {"results": evaluation, "verification": verification, "is_int8": False})
     write_card(artifacts.int8_name(model), facts | {"results": int8, "float32": evaluation, "is_int8": True})

@@ -27,7 +27,13 @@ def main(model: str) -> None:
     network = networks.load_network(artifacts.weights(model), parameters.networks[model], len(classes))
     logits = networks.predict_logits(network, test.images)
 
-    results = classification_metrics(logits, test.labels) | {"parameters": networks.parameter_count(network)}
+    confidence = logits.softmax(dim=1).max(dim=1).values
+    min_confidence = artifacts.read_json(artifacts.calibration(model))["min_confidence"]
+    results = classification_metrics(logits, test.labels) | {
+        "min_confidence": min_confidence,
+        "labelled_fraction": (confidence >= min_confidence).float().mean().item(),
+        "parameters": networks.parameter_count(network),
+    }
     perturbed = {
         name: classification_metrics(networks.predict_logits(network, images), test.labels)
         for name, images in perturbed_images(test.images, parameters.perturbations).items()
@@ -40,7 +46,6 @@ def main(model: str) -> None:
     predicted = logits.argmax(dim=1)
     write_per_class(artifacts.per_class(model), test.labels, predicted, classes)
     write_confusion(artifacts.confusion(model), test.labels, predicted, classes)
-    confidence = logits.softmax(dim=1).max(dim=1).values
     draw_mistakes(artifacts.mistakes(model), test, predicted, confidence, classes)
     draw_reliability(artifacts.reliability(model), confidence.numpy(), (predicted == test.labels).numpy())
 

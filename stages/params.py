@@ -188,6 +188,7 @@ class Params(Section):
     recipes: dict[str, dict[str, Recipe]]
     minimum_accuracy: dict[str, Fraction]
     perturbations: PerturbationLimits
+    labelled_fraction: Annotated[float, Field(gt=0, le=1)]
     tolerance: Fraction
     int8: Int8
     license: Annotated[str, Field(min_length=1, max_length=64)]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from stages import artifacts, command, dataset, devices, networks, params, preemptible_lock
 from stages.augmentation import augment
-from stages.calibration import divide_logits, fit_temperature
+from stages.calibration import calibrate
 from stages.checkpoint import Checkpoint, compute_fingerprint
 from stages.dataset import Split
 from stages.errors import UserError, one_line
@@ -61,11 +61,11 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
                 raise UserError("stopped: a newer process resumes from the checkpoint")
         # Not in a `with`, which would call end() after Ctrl-C too, when it may wait forever for a thread of DVCLive.
         live.end()
-        temperature = fit_temperature(networks.predict_logits(network, validation.images), validation.labels)
-        divide_logits(network, temperature)
-        artifacts.write_json(folder / artifacts.calibration(model).name, {"temperature": temperature})
+        calibration = calibrate(network, validation, parameters.labelled_fraction)
+        artifacts.write_json(folder / artifacts.calibration(model).name, calibration)
         artifacts.write_json(folder / artifacts.training_environment(model).name, devices.environment(device))
-    print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}, temperature {temperature:.3f}")
+    print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
+    print("  ".join(f"{name} {value:.3f}" for name, value in calibration.items()))
 
     with artifacts.atomic_write(artifacts.weights(model)) as path:
         path.write_bytes(networks.serialize_tensors(network.state_dict()))

@@ -347,6 +347,14 @@ def shipped() -> Path:
 
 
 @pytest.fixture(scope="session")
+def classifiers(shipped: Path) -> list[Any]:
+    """The project's own models, loaded as the server does."""
+    from serving.models import load_models
+
+    return list(load_models(shipped).values())
+
+
+@pytest.fixture(scope="session")
 def shipped_server(shipped: Path) -> Iterator[Server]:
     """A server of the project's own models."""
     with serving(shipped) as running:

@@ -3,6 +3,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from stages import artifacts, calibration, evaluate, networks, params, train, verify_int8
+from stages.dataset import Split
 
 
 def random_logits(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +49,16 @@ def test_a_trained_network_has_the_optimal_temperature_on_its_validation_split(w
     network = networks.load_network(artifacts.weights("fnn"), parameters.networks["fnn"], 10)
     logits = networks.predict_logits(network, validation.images)
     assert calibration.fit_temperature(logits, validation.labels) == pytest.approx(1, abs=1e-3)
-    assert artifacts.read_json(artifacts.calibration("fnn"))["temperature"] != pytest.approx(1, abs=0.05)
+    assert artifacts.read_json(artifacts.calibration("fnn"))["temperature"] != pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("labelled_fraction", [0.5, 0.9, 1])
+def test_a_fraction_of_the_validation_images_has_the_minimum_confidence(labelled_fraction):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 3))
+    validation = Split(torch.randint(256, (200, 1, 28, 28), dtype=torch.uint8), torch.arange(200) % 3)
+    minimum = calibration.calibrate(network, validation, labelled_fraction)["min_confidence"]
+    confidence = networks.predict_logits(network, validation.images).softmax(dim=1).amax(dim=1)
+    assert (confidence.double() >= minimum).float().mean() == pytest.approx(labelled_fraction, abs=0.006)
 
 
 def test_the_int8_variant_states_its_own_calibration_error(models):

@@ -58,60 +58,57 @@ def paste_image(image: np.ndarray, random: np.random.Generator) -> bytes:
     return encode((background + ink * (float(color) - background)).clip(0, 255).astype(np.uint8))
 
 
-@pytest.fixture(scope="module")
-def cnn(shipped) -> models.Model:
-    return models.load_models(shipped)["cnn"]
-
-
-def read_text(content: bytes, model: models.Model, max_pixels: int = MAX_PIXELS) -> str:
+def read_text(content: bytes, classifiers: list[models.Model], max_pixels: int = MAX_PIXELS) -> str:
     """Return the lines of text in a picture, separated by slashes."""
-    return "/".join(line["text"] for line in reading.read_picture(content, [model], max_pixels)["lines"])
+    return "/".join(line["text"] for line in reading.read_picture(content, classifiers, max_pixels)["lines"])
 
 
-def read_digit(content: bytes, model: models.Model) -> dict:
+def read_digit(content: bytes, classifiers: list[models.Model]) -> dict:
     """Return the answer for the only digit of a picture."""
-    (line,) = reading.read_picture(content, [model], MAX_PIXELS)["lines"]
+    (line,) = reading.read_picture(content, classifiers, MAX_PIXELS)["lines"]
     (digit,) = line["digits"]
     return digit
 
 
-def test_mnist_images_at_random_positions_sizes_and_contrasts_are_classified(test_set, cnn):
+def test_mnist_images_at_random_positions_sizes_and_contrasts_are_classified(test_set, classifiers):
     images, labels = test_set
     random = np.random.default_rng(0)
     chosen = random.choice(len(images), 200, replace=False)
     correct = 0
     for index in chosen:
         with contextlib.suppress(RequestError):
-            correct += read_text(paste_image(images[index], random), cnn) == str(labels[index])
+            correct += read_text(paste_image(images[index], random), classifiers) == str(labels[index])
     assert correct / len(chosen) >= 0.98
 
 
-def test_digits_of_another_data_set_are_classified(cnn):
+def test_digits_of_another_data_set_are_classified(classifiers):
     images, labels = load_digits(return_X_y=True)
     correct = 0
     for image, label in zip(images[:200].reshape(-1, 8, 8), labels):
         picture = Image.fromarray(255 - (image * 15.9).astype(np.uint8)).resize((64, 64))
         with contextlib.suppress(RequestError):
-            correct += read_text(encode(picture), cnn) == str(label)
+            correct += read_text(encode(picture), classifiers) == str(label)
     assert correct / 200 >= 0.93  # the images have only 8 x 8 pixels and 16 gray levels
 
 
-def test_normalization_hardly_changes_mnist_images(test_set, cnn):
+def test_normalization_hardly_changes_mnist_images(test_set, classifiers):
     images, _ = test_set
-    differences = [np.abs(np.array(read_digit(encode(image), cnn)["image"]) - image).mean() for image in images[:70]]
+    differences = [
+        np.abs(np.array(read_digit(encode(image), classifiers)["image"]) - image).mean() for image in images[:70]
+    ]
     assert np.mean(differences) < 8  # of 255
 
 
 @pytest.mark.parametrize("pen", [1, 3, 12, 24, 36])
 @pytest.mark.parametrize("digit", range(10))
-def test_digits_of_thin_and_thick_strokes_are_classified(cnn, digit, pen):
-    assert read_text(encode(paint(draw(digit, pen=pen))), cnn) == str(digit)
+def test_digits_of_thin_and_thick_strokes_are_classified(classifiers, digit, pen):
+    assert read_text(encode(paint(draw(digit, pen=pen))), classifiers) == str(digit)
 
 
 @pytest.mark.parametrize("height, left, top", [(40, 5, 5), (40, 265, 250), (260, 20, 20)])
 @pytest.mark.parametrize("digit", range(10))
-def test_small_and_off_center_digits_are_classified(cnn, digit, height, left, top):
-    assert read_text(encode(paint(draw(digit, height, max(2, height // 15), left, top))), cnn) == str(digit)
+def test_small_and_off_center_digits_are_classified(classifiers, digit, height, left, top):
+    assert read_text(encode(paint(draw(digit, height, max(2, height // 15), left, top))), classifiers) == str(digit)
 
 
 def transparent(gray: int) -> Image.Image:
@@ -191,8 +188,8 @@ SEVENS = {
 
 
 @pytest.mark.parametrize("kind", SEVENS)
-def test_a_seven_is_classified_in_every_kind_of_picture(cnn, kind):
-    assert read_text(SEVENS[kind](), cnn) == "7"
+def test_a_seven_is_classified_in_every_kind_of_picture(classifiers, kind):
+    assert read_text(SEVENS[kind](), classifiers) == "7"
 
 
 EMPTY = (422, "expected digits, got an empty picture")
@@ -219,10 +216,10 @@ INVALID_PICTURES = {  # content, status, error
 
 
 @pytest.mark.parametrize("kind", INVALID_PICTURES)
-def test_an_invalid_picture_is_refused_with_the_reason(cnn, kind):
+def test_an_invalid_picture_is_refused_with_the_reason(classifiers, kind):
     make, status, error = INVALID_PICTURES[kind]
     with pytest.raises(RequestError, match=f"^picture: .*{error}$") as raised:
-        reading.read_picture(make(), [cnn], MAX_PIXELS)
+        reading.read_picture(make(), classifiers, MAX_PIXELS)
     assert raised.value.status == status
 
 
@@ -231,10 +228,10 @@ def large_jpeg(width: int, height: int, **options) -> bytes:
     return encode(Image.fromarray(paint(draw(7))).resize((width, height)), "JPEG", **options)
 
 
-def test_a_large_jpeg_of_one_scan_is_decoded_at_a_reduced_scale(cnn):
+def test_a_large_jpeg_of_one_scan_is_decoded_at_a_reduced_scale(classifiers):
     content = large_jpeg(8000, 6000)
     assert pictures.load_pixels(content, 16_000_000).size == (4000, 3000)
-    assert read_text(content, cnn, 16_000_000) == "7"
+    assert read_text(content, classifiers, 16_000_000) == "7"
 
 
 def test_a_thumbnail_in_the_metadata_is_no_scan_of_the_picture():
@@ -266,9 +263,9 @@ def test_the_scans_of_an_mpo_file_are_limited_too():
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_gray_values_of_16_bits_may_use_the_lower_bits_only(cnn, bits):
+def test_gray_values_of_16_bits_may_use_the_lower_bits_only(classifiers, bits):
     content = encode(((2**bits - 1) * draw(7)).astype(np.uint16))
-    assert read_text(content, cnn) == "7"
+    assert read_text(content, classifiers) == "7"
     assert np.asarray(pictures.decode_picture(content, MAX_PIXELS)[0]).max() == 255
 
 
@@ -291,8 +288,8 @@ def test_a_jpeg_with_missing_rows_is_refused(options, fraction):
         pictures.decode_picture(content[: int(fraction * len(content))], MAX_PIXELS)
 
 
-def test_a_digit_is_centered_and_scaled_like_mnist(cnn):
-    image = np.array(read_digit(encode(paint(draw(8, 40, 3, 250, 20))), cnn)["image"])
+def test_a_digit_is_centered_and_scaled_like_mnist(classifiers):
+    image = np.array(read_digit(encode(paint(draw(8, 40, 3, 250, 20))), classifiers)["image"])
     assert image.shape == (28, 28) and 0 == image.min() < image.max() <= 255
     rows, columns = np.flatnonzero(image.any(axis=1)), np.flatnonzero(image.any(axis=0))
     assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
@@ -301,10 +298,10 @@ def test_a_digit_is_centered_and_scaled_like_mnist(cnn):
 
 
 @pytest.mark.parametrize("size", [300, 2000])
-def test_a_wide_bar_with_holes_is_eroded_to_a_one(cnn, size):
+def test_a_wide_bar_with_holes_is_eroded_to_a_one(classifiers, size):
     bar = np.pad(np.ones((size, size // 3)), size // 5)
     bar[::40, ::40] = 0
-    assert read_text(encode(paint(bar)), cnn, 10_000_000) == "1"
+    assert read_text(encode(paint(bar)), classifiers, 10_000_000) == "1"
 
 
 def test_the_digits_endpoint_answers_with_text_boxes_images_and_the_prediction_of_each_model(shipped_server):

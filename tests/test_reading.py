@@ -1,5 +1,7 @@
 """Reading numbers: several digits and lines, among ruled lines, dirt and shadows."""
 
+import contextlib
+import copy
 import json
 
 import numpy as np
@@ -9,16 +11,13 @@ from PIL import Image, ImageDraw, ImageFilter
 from serving import models, reading
 from serving.errors import RequestError
 from serving.limits import MAX_PARTS
+from stages import artifacts
+from tests.conftest import PROJECT
 from tests.drawing import digit_strokes
 from tests.test_digits import classify, encode, paint
 
 HEIGHT, PEN = 120, 9  # pixels, of the digits that are drawn
 Ink = np.ndarray  # [height, width], from 0 to 1
-
-
-@pytest.fixture(scope="module")
-def classifiers(shipped) -> list[models.Model]:
-    return list(models.load_models(shipped).values())
 
 
 def write(*lines: str, gap: float = 0.35, angle: float = 0, drops: tuple[int, ...] = ()) -> Ink:
@@ -86,7 +85,7 @@ NUMBERS = {
         Image.fromarray((255 * add(write("8253"), ruled)).astype(np.uint8)).rotate(4, Image.Resampling.BICUBIC)
     ) / 255, ["8253"]),
     "a cell": (lambda: add(write("3047"), ledger), ["3047"]),
-    "dots and a minus sign": (lambda: add(write("62 ".strip()), dots_and_a_minus_sign), ["62"]),
+    "dots and a minus sign": (lambda: add(write("62"), dots_and_a_minus_sign), ["62"]),
     "dark objects at the border": (lambda: add(write("9176"), dark_object), ["9176"]),
     "specks": (lambda: add(write("9176"), specks), ["9176"]),
 }  # fmt: skip
@@ -154,6 +153,24 @@ def test_a_filled_shape_has_no_label(classifiers, ink):
     assert digit["reason"] == "a filled shape without strokes"
 
 
+def test_a_digit_below_the_minimum_confidence_has_no_label(classifiers):
+    certain, uncertain = (copy.copy(classifiers[0]) for _ in range(2))
+    certain.min_confidence, uncertain.min_confidence, uncertain.name = 0.1, 1.1, "uncertain"
+    picture = encode(paint(write("7")))
+    (line,) = reading.read_picture(picture, [certain, uncertain], 1_000_000)["lines"]
+    assert line["text"] == line["digits"][0]["label"] == "7"
+    assert [model["label"] for model in line["digits"][0]["models"].values()] == ["7", None]
+    (line,) = reading.read_picture(picture, [uncertain], 1_000_000)["lines"]
+    assert (line["text"], line["digits"][0]["label"]) == ("?", None)
+    assert line["digits"][0]["reason"].startswith("no digit: ")
+
+
+def test_the_models_state_their_minimum_confidence(classifiers):
+    for model in classifiers:
+        calibration = json.loads((PROJECT / artifacts.calibration(model.name.removesuffix("_int8"))).read_text())
+        assert 0.3 < model.min_confidence == calibration["min_confidence"] < 1
+
+
 def test_too_many_pieces_are_refused(classifiers):
     ink = np.zeros((900, 900))
     ink[20:-20:20, 20:-20:20] = ink[21:-20:20, 20:-20:20] = ink[22:-20:20, 20:-20:20] = 1
@@ -162,6 +179,26 @@ def test_too_many_pieces_are_refused(classifiers):
     ) as raised:
         reading.read_picture(encode(paint(ink)), classifiers, 1_000_000)
     assert raised.value.status == 422
+
+
+@pytest.mark.parametrize("size", [(1, 2000), (2000, 1), (3000, 3), (10, 4000), (4000, 20), (1, 1), (2, 2)])
+@pytest.mark.parametrize("ink", [0, 0.5])
+def test_a_picture_of_any_shape_is_read_or_refused(classifiers, size, ink):
+    pixels = paint(np.full(size, ink))
+    pixels[0, 0] = 0
+    with contextlib.suppress(RequestError):
+        assert reading.read_picture(encode(pixels), classifiers, 1_000_000)["lines"]
+
+
+@pytest.mark.parametrize("drop", [0, 1, 3, 7])
+def test_a_hairline_is_refused_or_has_a_box_in_the_picture(classifiers, drop):
+    picture = Image.new("L", (300, 150), 255)
+    ImageDraw.Draw(picture).line((0, 70, 299, 70 + drop), fill=0)
+    with contextlib.suppress(RequestError):
+        (line,) = reading.read_picture(encode(picture), classifiers, 1_000_000)["lines"]
+        assert line["text"]
+        for box in (digit["box"] for digit in line["digits"]):
+            assert 0 <= box["left"] <= box["left"] + box["width"] <= 300
 
 
 def test_a_repository_without_digit_classifiers_is_refused():

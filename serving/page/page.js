@@ -76,14 +76,16 @@ async function sendPending() {
       continue;
     }
     const body = source === CANVAS ? canvasPng() : source.content;
+    let response, content;
     try {
-      const response = await fetch("digits", { method: "POST", body });
-      const content = await response.json();
-      if (response.ok) showLines(content.lines, source);
-      else if (!currentStroke) showMessage(content.error); // an unfinished digit is often invalid
+      response = await fetch("digits", { method: "POST", body });
+      content = await response.json();
     } catch {
       showMessage("The server does not respond.");
+      continue;
     }
+    if (response.ok) showLines(content.lines, source);
+    else if (!currentStroke) showMessage(content.error); // an unfinished digit is often invalid
   }
   requestInProgress = false;
 }
