@@ -127,7 +127,7 @@ def cells(writer: Writer, length: int) -> Picture:
     """Draw a ledger's cell around the number, which its digits stay clear of."""
     ink = page([writer.line(length)])
     height, width = ink.shape
-    corners = (round(0.5 * MARGIN), MARGIN // 2), (width - MARGIN // 2, height - MARGIN // 2)
+    corners = (MARGIN // 2, MARGIN // 2), (width - MARGIN // 2, height - MARGIN // 2)
     return photograph(cv2.rectangle(ink, *corners, 0.8, 3, cv2.LINE_AA), writer)
 
 

@@ -81,7 +81,8 @@ async def read_digits(request: Request) -> Response:
         content_type = request.headers.get("content-type", "")
         read = partial(read_upload, body, content_type, state.models.values(), state.limits.max_pixels)
         with DIGIT_SECONDS.time():
-            return json_response(await get_running_loop().run_in_executor(state.executor, read))
+            answer = await get_running_loop().run_in_executor(state.executor, read)
+    return json_response(answer)
 
 
 def read_upload(body: bytes, content_type: str, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:

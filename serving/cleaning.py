@@ -59,8 +59,13 @@ class Components:
         return np.append(False, keep)[self.labels].astype(np.uint8)
 
 
-def find_components(mask: Mask) -> Components:
-    _, labels, stats, centers = cv2.connectedComponentsWithStats(mask)
+def find_components(mask: Mask, maximum: int = MAX_COMPONENTS) -> Components:
+    """Label the components of a mask. Raises RequestError if there are none, or more than `maximum`."""
+    count, labels, stats, centers = cv2.connectedComponentsWithStats(mask)
+    if count == 1:  # the background
+        raise RequestError("picture: expected digits, got an empty picture", 422)
+    if count - 1 > maximum:
+        raise RequestError(f"picture: expected at most {maximum:,} pieces of ink, got {count - 1:,}", 422)
     return Components(labels, stats[1:, :4], stats[1:, cv2.CC_STAT_AREA], centers[1:])
 
 
@@ -69,29 +74,13 @@ def clean(ink: Ink) -> Ink:
 
     Raises RequestError if there are too many components.
     """
-    check_count(ink.mask, MAX_COMPONENTS)
     mask = remove_objects(remove_frames(ink.mask))
     angle = ruled_angle(mask)
     if angle is not None:
         ink = rotate(replace(ink, mask=mask), angle)
         mask = remove_ruled_lines(ink.mask)
-    check_count(mask, MAX_COMPONENTS)
-    mask = remove_specks(mask)
-    check_count(mask, MAX_PARTS)
-    ink = replace(ink, mask=mask)
-    if angle is None:
-        ink = rotate(ink, text_angle(mask))
-        check_count(ink.mask, MAX_PARTS)
-    return ink
-
-
-def check_count(mask: Mask, maximum: int) -> None:
-    """Raise RequestError if a mask has no components, or more than this."""
-    count = cv2.connectedComponents(mask)[0] - 1
-    if not count:
-        raise RequestError("picture: expected digits, got an empty picture", 422)
-    if count > maximum:
-        raise RequestError(f"picture: expected at most {maximum:,} pieces of ink, got {count:,}", 422)
+    ink = replace(ink, mask=remove_specks(mask))
+    return rotate(ink, text_angle(ink.mask)) if angle is None else ink
 
 
 def remove_frames(mask: Mask) -> Mask:
@@ -137,7 +126,7 @@ def ruled_angle(mask: Mask) -> float | None:
 
 def text_angle(mask: Mask) -> float:
     """Return the angle in degrees at which the components lie on the fewest lines, or 0 if it is small."""
-    components = find_components(mask)
+    components = find_components(mask, MAX_PARTS)
     tall = components.heights > 0.4 * components.heights.max()
     if tall.sum() < 3:
         return 0.0

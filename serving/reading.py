@@ -7,7 +7,7 @@ recognition" (1998), section V.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -38,7 +38,7 @@ EMPTY_PROBABILITY = 0.05  # of each class, for a shape without strokes
 Probabilities = npt.NDArray[np.float32]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Candidate:
     """A run of pieces that may be one digit."""
 
@@ -47,18 +47,12 @@ class Candidate:
     box: tuple[int, int, int, int]  # left, top, right, bottom, after rotation
     image: Gray  # [28, 28]; empty if there are no strokes
     penalty: float  # of its shape, added to the logarithm of the probability
-    probabilities: dict[str, Probabilities] = field(default_factory=dict)  # [classes] by model
-
-    def mean(self) -> Probabilities:
-        """Return the mean of the models' probabilities, [classes] (soft voting)."""
-        mean: Probabilities = np.mean(list(self.probabilities.values()), axis=0)
-        return mean if self.image.any() else np.full_like(mean, EMPTY_PROBABILITY)
 
 
 def read_picture(content: bytes, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:
     """Return the lines of text in a picture, each with its digits' boxes, images and predictions. Raises RequestError.
 
-    docs/reading.md describes the answer.
+    docs/serving.md describes the answer.
     """
     return read_image(*decode_picture(content, max_pixels), models)
 
@@ -70,12 +64,13 @@ def read_image(picture: Image.Image, scale: float, models: Iterable[Model]) -> d
     pieces = find_pieces(ink.mask)
     candidates = list(find_candidates(pieces, ink))
     images = np.stack([candidate.image for candidate in candidates])[:, None]
-    for model in classifiers:
-        for candidate, probabilities in zip(candidates, model.run({"image": images})["probabilities"]):
-            candidate.probabilities[model.name] = probabilities
+    probabilities = np.stack([model.run({"image": images})["probabilities"] for model in classifiers])
+    mean = probabilities.mean(axis=0)  # soft voting
+    mean[~images.any(axis=(1, 2, 3))] = EMPTY_PROBABILITY
     lines: list[list[Any]] = [[] for _ in range(pieces.lines[-1] + 1)]
-    for candidate in best_path(candidates, pieces):
-        digit = describe_digit(candidate, classifiers)
+    for index in best_path(candidates, mean.max(axis=1), pieces):
+        candidate = candidates[index]
+        digit = describe_digit(candidate.image, mean[index], probabilities[:, index], classifiers)
         digit["box"] = picture_box(candidate.box, ink.transform, picture.size, scale)
         lines[pieces.lines[candidate.start]].append(digit)
     if not any(lines):
@@ -137,21 +132,24 @@ def log_probability(log_odds: float) -> float:
     return -float(np.logaddexp(0, -log_odds))
 
 
-def best_path(candidates: list[Candidate], pieces: Pieces) -> list[Candidate]:
-    """Return the candidates that divide all pieces most probably; small components may be left out."""
+def best_path(candidates: list[Candidate], confidence: Probabilities, pieces: Pieces) -> list[int]:
+    """Return the indices of the candidates that divide all pieces most probably; small components may be left out.
+
+    `confidence` is the maximum probability of each candidate, [candidates].
+    """
     small = pieces.boxes[:, 3] - pieces.boxes[:, 1] < MIN_HEIGHT * pieces.heights
     scores = np.append(0, np.full(len(small), -np.inf))  # of the best path to each piece
-    paths: list[list[Candidate]] = [[] for _ in scores]
+    paths: list[list[int]] = [[] for _ in scores]
     by_stop = defaultdict(list)
-    for candidate in candidates:
-        by_stop[candidate.stop].append(candidate)
+    for index, candidate in enumerate(candidates):
+        by_stop[candidate.stop].append((index, candidate))
     for stop in range(1, len(scores)):
         if small[stop - 1]:
             scores[stop], paths[stop] = scores[stop - 1] + math.log(SKIP_PROBABILITY), paths[stop - 1]
-        for candidate in by_stop[stop]:
-            score = scores[candidate.start] + math.log(candidate.mean().max()) + candidate.penalty
+        for index, candidate in by_stop[stop]:
+            score = scores[candidate.start] + math.log(confidence[index]) + candidate.penalty
             if score > scores[stop]:
-                scores[stop], paths[stop] = score, [*paths[candidate.start], candidate]
+                scores[stop], paths[stop] = score, [*paths[candidate.start], index]
     return paths[-1]
 
 
@@ -161,23 +159,27 @@ def describe_line(digits: list[dict[str, Any]]) -> dict[str, Any]:
     return {"text": text, "confidence": math.prod(digit["confidence"] for digit in digits), "digits": digits}
 
 
-def describe_digit(candidate: Candidate, classifiers: list[Model]) -> dict[str, Any]:
-    """Return a digit's label, confidence, image and each model's prediction, or the reason why it has no label."""
-    labels, mean = classifiers[0].labels, candidate.mean()
+def describe_digit(
+    image: Gray, mean: Probabilities, probabilities: Probabilities, classifiers: list[Model]
+) -> dict[str, Any]:
+    """Return a digit's label, confidence, image and each model's prediction, or the reason why it has no label.
+
+    `mean`, [classes], is that of the models' probabilities, [models, classes].
+    """
+    labels = classifiers[0].labels
     models = {}
-    for model in classifiers:
-        values = candidate.probabilities[model.name]
+    for model, values in zip(classifiers, probabilities):
         label = labels[values.argmax()] if values.max() >= model.min_confidence else None
         models[model.name] = {"label": label, "probabilities": dict(zip(labels, values.tolist()))}
     answer: dict[str, Any] = {"label": labels[mean.argmax()], "confidence": float(mean.max())}
-    if not candidate.image.any():
+    if not image.any():
         answer = {"label": None, "reason": "a filled shape without strokes", "confidence": 0.0}
     elif not any(each["label"] for each in models.values()):
         answer |= {
             "label": None,
             "reason": "no digit: the probabilities of all models are below their minimum confidence",
         }
-    return answer | {"image": candidate.image.tolist(), "models": models}
+    return answer | {"image": image.tolist(), "models": models}
 
 
 def picture_box(

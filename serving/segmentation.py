@@ -38,7 +38,7 @@ class Pieces:
 
 def find_pieces(mask: Mask) -> Pieces:
     """Cut the components of a mask into pieces. Raises RequestError if there are more than MAX_PARTS."""
-    components = find_components(mask)
+    components = find_components(mask, MAX_PARTS)
     labels = np.zeros_like(components.labels)
     pieces: list[tuple[tuple[int, ...], int, int, float, int]] = []
     for number, (line, height) in enumerate(group_lines(components)):

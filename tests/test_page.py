@@ -130,6 +130,25 @@ def test_the_probabilities_of_a_selected_digit_are_shown(page):
     assert page.locator("tr:has(td.most-probable) th").all_inner_texts() == ["2"]
 
 
+def test_errors_are_shown_only_when_the_stroke_is_finished(page):
+    dots = Image.new("L", (560, 560), "white")
+    for x, y in itertools.product(range(20, 540, 24), range(20, 320, 24)):
+        dots.paste(0, (x, y, x + 4, y + 4))
+    content = io.BytesIO()
+    dots.save(content, "PNG")
+    open_picture(page, content.getvalue())
+    expect(page.locator("#message")).to_contain_text("at most 256 pieces of ink, got 286")
+    page.locator("#brush").fill("4")
+    box = page.locator("#drawing").bounding_box()
+    page.mouse.move(box["x"] + 200, box["y"] + 320)
+    with page.expect_response(lambda response: response.url.endswith("/digits")) as response:
+        page.mouse.down()
+    assert response.value.status == 422
+    expect(page.locator("#message")).to_contain_text("got 286")
+    page.mouse.up()
+    expect(page.locator("#message")).to_contain_text("got 287")
+
+
 def test_a_drawing_that_is_no_digit_is_marked(page):
     box = page.locator("#drawing").bounding_box()
     page.mouse.move(box["x"] + 100, box["y"] + 100)
