@@ -1,20 +1,24 @@
-"""Measure how many digits and numbers are read in pictures of MNIST's test digits, by condition.
+"""Measure how many digits and numbers are read in pictures of MNIST's test digits, and of letters and shapes.
 
 Each picture is drawn from a seed of its own, under one condition of benchmarks/handwriting.py: a number of 1 to 10
 digits, two of them, or a pair of touching digits. Texts are aligned by edit distance: a digit is refused if the text
 has `?` in its place, and wrong if it has another digit or none there. A number is refused if its text has a `?`, and
-wrong if it differs in another way, such as by a digit too many.
+wrong if it differs in another way, such as by a digit too many. A letter or shape is read if a part has a label.
 """
 
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.drawings import draw_letter, draw_shape
 from benchmarks.handwriting import CONDITIONS, Writer
 from serving import models
 from serving.errors import RequestError, StartError
@@ -24,7 +28,10 @@ from stages import artifacts, dataset, params
 from stages.dataset import Split
 from stages.errors import UserError
 
+NO_DIGITS = {"letters": draw_letter, "shapes": draw_shape}
 RIGHT, WRONG, REFUSED = OUTCOMES = ("right", "wrong", "refused")
+
+Drawing = Callable[[Generator], NDArray[np.uint8]]
 
 
 @dataclass
@@ -56,6 +63,8 @@ def main() -> None:
         sys.exit(f"reading: {error}")
     results = {name: measure(name, options.pictures, split, classifiers) for name in CONDITIONS}
     print(results_table(results))
+    for name, draw in NO_DIGITS.items():
+        print(f"\n{name} that are read as digits: {read_share(draw, options.pictures, classifiers):.1%}")
 
 
 def parse_options() -> argparse.Namespace:
@@ -75,13 +84,23 @@ def measure(condition: str, pictures: int, split: Split, classifiers: list[Model
     for seed in tqdm(range(pictures), desc=condition, unit="picture", leave=False, disable=None):
         writer = Writer(np.random.default_rng(seed), images, labels)
         picture = CONDITIONS[condition](writer, int(writer.random.integers(1, 11)))
-        try:
-            answer = read_image(Image.fromarray(picture).convert("RGB"), 1, classifiers)
-            read = [line["text"] for line in answer["lines"]]
-        except RequestError:
-            read = []
-        results.add(writer.text, read)
+        results.add(writer.text, read_lines(picture, classifiers))
     return results
+
+
+def read_share(draw: Drawing, pictures: int, classifiers: list[Model]) -> float:
+    """Return the share of drawings that are read as digits, though they show none."""
+    texts = ["".join(read_lines(draw(np.random.default_rng(seed)), classifiers)) for seed in range(pictures)]
+    return sum(bool(text.strip(UNREAD)) for text in texts) / pictures
+
+
+def read_lines(picture: NDArray[np.uint8], classifiers: list[Model]) -> list[str]:
+    """Return the texts of the lines in a picture; none if it is refused."""
+    try:
+        answer = read_image(Image.fromarray(picture).convert("RGB"), 1, classifiers)
+    except RequestError:
+        return []
+    return [line["text"] for line in answer["lines"]]
 
 
 def digit_outcomes(expected: str, read: str) -> Counter[str]:

@@ -48,7 +48,8 @@ class TensorSpec:
 class Model:
     """An ONNX Runtime session with the names, types and shapes of its inputs and outputs, and its class labels.
 
-    `min_confidence` is the probability below which a label should not be trusted; 0 if the file does not state it.
+    `max_entropy`, in nats, is that of the probabilities above which an image shows none of the classes; infinite if the
+    file does not state it.
     `batchable` is true if only the batch dimension varies, so that requests can be concatenated to one batch.
     """
 
@@ -67,7 +68,7 @@ class Model:
             nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
             self.inputs = {node.name: tensor_spec(node) for node in self.session.get_inputs()}
             self.outputs = {node.name: tensor_spec(node) for node in self.session.get_outputs()}
-            self.min_confidence = float(self.session.get_modelmeta().custom_metadata_map.get("min_confidence", 0))
+            self.max_entropy = float(self.session.get_modelmeta().custom_metadata_map.get("max_entropy", "inf"))
         except Exception as error:  # ONNX Runtime's errors have no common base class
             raise StartError(f"{file}: expected an ONNX model, got: {' '.join(str(error).split())}") from error
         batch_dimensions = {node.shape[0] for node in nodes}  # names, or None where the file gives no name

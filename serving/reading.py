@@ -169,17 +169,20 @@ def describe_digit(
     labels = classifiers[0].labels
     models = {}
     for model, values in zip(classifiers, probabilities):
-        label = labels[values.argmax()] if values.max() >= model.min_confidence else None
+        label = labels[values.argmax()] if entropy(values) <= model.max_entropy else None
         models[model.name] = {"label": label, "probabilities": dict(zip(labels, values.tolist()))}
     answer: dict[str, Any] = {"label": labels[mean.argmax()], "confidence": float(mean.max())}
     if not image.any():
         answer = {"label": None, "reason": "a filled shape without strokes", "confidence": 0.0}
-    elif not any(each["label"] for each in models.values()):
-        answer |= {
-            "label": None,
-            "reason": "no digit: the probabilities of all models are below their minimum confidence",
-        }
+    elif entropy(mean) > np.mean([model.max_entropy for model in classifiers]):
+        answer |= {"label": None, "reason": "no digit: the probabilities have more than the models' maximum entropy"}
     return answer | {"image": image.tolist(), "models": models}
+
+
+def entropy(probabilities: Probabilities) -> float:
+    """Return the entropy of the classes' probabilities in nats: 0 if one is certain, log(classes) if all are equal."""
+    positive = probabilities[probabilities > 0]
+    return -float(positive @ np.log(positive))
 
 
 def picture_box(

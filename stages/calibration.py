@@ -1,9 +1,11 @@
-"""Calibration of a network's probabilities by temperature scaling, and the threshold below which it gives no label."""
+"""Calibration of a network's probabilities by temperature scaling, and the entropy above which it gives no label."""
 
 import math
 
+import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -30,14 +32,14 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 def calibrate(network: nn.Sequential, validation: Split, labelled_fraction: float) -> dict[str, float]:
     """Fit the temperature on the validation split, and fold it, in place, into the network's last layer.
 
-    Return the `temperature`, and the `min_confidence`: a `labelled_fraction` of the images have a higher maximum
-    probability.
+    Return the `temperature`, and the `max_entropy`, in nats: a `labelled_fraction` of the images have at most this.
     """
     logits = networks.predict_logits(network, validation.images)
     temperature = fit_temperature(logits, validation.labels)
     divide_logits(network, temperature)
-    confidence = networks.predict_logits(network, validation.images).softmax(dim=1).max(dim=1).values
-    return {"temperature": temperature, "min_confidence": confidence.double().quantile(1 - labelled_fraction).item()}
+    probabilities = networks.predict_logits(network, validation.images).softmax(dim=1).double().cpu()
+    max_entropy = np.quantile(entropy(probabilities, axis=1), labelled_fraction)
+    return {"temperature": temperature, "max_entropy": float(max_entropy)}
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def main(model: str) -> None:
         "recipe_name": parameters.recipe,
         "recipe": flatten_keys(parameters.recipes[parameters.recipe][model].model_dump(exclude_defaults=True)),
         "parameter_count": evaluation["parameters"],
-        "min_confidence": evaluation["min_confidence"],
+        "max_entropy": evaluation["max_entropy"],
         "labelled_fraction": evaluation["labelled_fraction"],
     }
     write_card(model, facts | {"results": evaluation, "verification": verification, "is_int8": False})

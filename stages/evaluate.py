@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.stats import entropy
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -27,11 +28,11 @@ def main(model: str) -> None:
     network = networks.load_network(artifacts.weights(model), parameters.networks[model], len(classes))
     logits = networks.predict_logits(network, test.images)
 
-    confidence = logits.softmax(dim=1).max(dim=1).values
-    min_confidence = artifacts.read_json(artifacts.calibration(model))["min_confidence"]
+    probabilities = logits.softmax(dim=1)
+    max_entropy = artifacts.read_json(artifacts.calibration(model))["max_entropy"]
     results = classification_metrics(logits, test.labels) | {
-        "min_confidence": min_confidence,
-        "labelled_fraction": (confidence >= min_confidence).float().mean().item(),
+        "max_entropy": max_entropy,
+        "labelled_fraction": float((entropy(probabilities, axis=1) <= max_entropy).mean()),
         "parameters": networks.parameter_count(network),
     }
     perturbed = {
@@ -43,7 +44,7 @@ def main(model: str) -> None:
     artifacts.write_json(artifacts.metrics(model), {model: compared_metrics(results, perturbed_accuracy)})
     errors = [(name, each["errors"]) for name, each in ({"none": results} | perturbed).items()]
     write_csv(artifacts.robustness(model), ["perturbation", "errors"], errors)
-    predicted = logits.argmax(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
     write_per_class(artifacts.per_class(model), test.labels, predicted, classes)
     write_confusion(artifacts.confusion(model), test.labels, predicted, classes)
     draw_mistakes(artifacts.mistakes(model), test, predicted, confidence, classes)

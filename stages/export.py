@@ -18,8 +18,8 @@ def main(model: str) -> None:
     """Write MODEL's folder in the model repository."""
     parameters = params.load_params(model)
     network = networks.load_network(artifacts.weights(model), parameters.networks[model], len(parameters.data.classes))
-    min_confidence = artifacts.read_json(artifacts.calibration(model))["min_confidence"]
-    onnx_model = export_onnx(Classifier(network), onnx_metadata(model, parameters, min_confidence))
+    max_entropy = artifacts.read_json(artifacts.calibration(model))["max_entropy"]
+    onnx_model = export_onnx(Classifier(network), onnx_metadata(model, parameters, max_entropy))
     model_repository.write_model(model, onnx_model, parameters.data.classes)
 
 
@@ -51,17 +51,17 @@ def export_onnx(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelP
     return onnx_model
 
 
-def onnx_metadata(model: str, parameters: Params, min_confidence: float) -> dict[str, str]:
+def onnx_metadata(model: str, parameters: Params, max_entropy: float) -> dict[str, str]:
     """Return the ONNX metadata_props: the classes, inputs and outputs, the license, the data set and the versions.
 
-    An image whose maximum probability is below `min_confidence` should get no label.
+    An image whose probabilities have an entropy above `max_entropy`, in nats, should get no label.
     """
     return {
         "model_name": model,
         "classes": json.dumps(parameters.data.classes),
         "input": "image: uint8 [batch, 1, 28, 28], raw pixels 0 to 255, light on dark",
         "outputs": "label: int64 [batch], an index into classes; probabilities: float32 [batch, classes]",
-        "min_confidence": str(min_confidence),
+        "max_entropy": str(max_entropy),
         "license": parameters.license,
         "dataset": parameters.data.name,
         "dataset_sha256": json.dumps(parameters.data.sha256),

@@ -50,6 +50,7 @@ Source = Annotated[str, Field(json_schema_extra={"pattern": f"^({'|'.join(NAMED_
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Width = Annotated[int, Field(gt=0, le=16_384)]
 Block = Annotated[list[Width], Field(min_length=1, max_length=16)]
+Label = Annotated[int, Field(ge=0, lt=256)]  # as in IDX files
 Fraction = Annotated[float, Field(ge=0, le=1)]
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 UNIQUE: dict[str, Any] = {"uniqueItems": True}
@@ -152,6 +153,15 @@ class PerturbationLimits(Section):
     strokes: Fraction = 0.0
 
 
+class Outliers(Section):
+    """How many outliers a training sees, and from what they are made."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    weight: Annotated[float, Field(gt=0, le=100)]
+    characters: Annotated[str, Field(pattern=r"^[!-~]*$")] = ""
+    quarter_turn: Annotated[list[Label], Field(json_schema_extra=UNIQUE)] = []
+
+
 class Recipe(Section):
     """The hyperparameters of a training."""
 
@@ -166,6 +176,7 @@ class Recipe(Section):
     dropout: FractionBelowOne = 0.0
     augmentation: PerturbationLimits | None = None
     augment_until: Fraction = 1.0
+    outliers: Outliers | None = None
 
 
 class Int8(Section):

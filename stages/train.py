@@ -26,7 +26,10 @@ from stages.checkpoint import Checkpoint, compute_fingerprint
 from stages.dataset import Split
 from stages.errors import UserError, one_line
 from stages.images import scale_pixels
+from stages.outliers import make_outliers
 from stages.params import Params, Recipe
+
+OUTLIERS_PER_IMAGE = 0.1  # different ones; augmentation varies them
 
 
 def main(model: str) -> None:
@@ -112,9 +115,10 @@ def fit(
 ) -> Iterator[dict[str, float]]:
     """Train in place, on the device of the images, and yield loss, accuracy, val_loss and val_accuracy of each epoch.
 
-    loss and accuracy are means over the images while they are trained on, with label smoothing and augmentation;
-    val_loss and val_accuracy are without. The random numbers of an epoch depend only on the seed and the number of the
-    epoch, so that a training can resume at any epoch. Raises UserError at the end of an epoch whose loss is not finite.
+    loss and accuracy are means over the images while they are trained on, with label smoothing and augmentation but
+    without outliers; val_loss and val_accuracy are without all of these. The random numbers of an epoch depend only on
+    the seed and the number of the epoch, so that a training can resume at any epoch. Raises UserError at the end of an
+    epoch whose loss is not finite.
     """
     network.to(training.labels.device).to(memory_format=torch.channels_last)
     optimizer = SGD(
@@ -126,6 +130,7 @@ def fit(
         fused=True,
     )
     steps = math.ceil(len(training) / recipe.batch_size)
+    outliers = draw_outliers(training, recipe, seed)
     history = checkpoint.restore(network, optimizer)
     yield from history  # the epochs before the interruption, for the new log
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", disable=None) as progress:
@@ -137,11 +142,12 @@ def fit(
             for step, batch in enumerate(shuffled_batches(training, steps), start=epoch * steps):
                 fraction_done = (step + 0.5) / (recipe.epochs * steps)
                 optimizer.param_groups[0]["lr"] = learning_rate(recipe, fraction_done)
+                images = torch.cat([batch.images, random_outliers(outliers, len(batch), recipe)])
                 if recipe.augmentation and fraction_done < recipe.augment_until:
-                    images = augment(batch.images, recipe.augmentation)
+                    images = augment(images, recipe.augmentation)
                 else:
-                    images = scale_pixels(batch.images)
-                sums += train_step(network, optimizer, images, batch.labels, recipe.label_smoothing)
+                    images = scale_pixels(images)
+                sums += train_step(network, optimizer, images, batch.labels, recipe)
                 progress.update()
             loss, accuracy = (sums / len(training)).tolist()
             metrics = {"loss": loss, "accuracy": accuracy} | validate(network, validation)
@@ -178,17 +184,34 @@ def shuffled_batches(split: Split, count: int) -> Iterator[Split]:
     return (split[indices] for indices in order.tensor_split(count))
 
 
-def train_step(
-    network: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, label_smoothing: float
-) -> Tensor:
-    """Take one optimizer step; return the batch's summed loss and number of correct predictions, float32 [2].
+def draw_outliers(training: Split, recipe: Recipe, seed: int) -> Tensor:
+    """Return the outliers of a training, uint8 [n, 1, 28, 28], on the device of its images; none if it has none."""
+    if not recipe.outliers:
+        return training.images[:0]
+    count = math.ceil(OUTLIERS_PER_IMAGE * len(training))
+    return make_outliers(training, recipe.outliers, count, seed).to(training.images.device)
 
-    Nothing here synchronizes with the device: the sums are read once an epoch.
+
+def random_outliers(outliers: Tensor, batch_size: int, recipe: Recipe) -> Tensor:
+    """Return the outliers of one batch, drawn at random."""
+    if not recipe.outliers:
+        return outliers
+    count = math.ceil(recipe.outliers.fraction * batch_size)
+    return outliers[torch.randint(len(outliers), (count,)).to(outliers.device)]
+
+
+def train_step(network: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    """Take one optimizer step; return the summed loss and number of correct predictions of the labels, float32 [2].
+
+    Images without a label are outliers: their loss is the cross-entropy to the uniform distribution. Nothing here
+    synchronizes with the device: the sums are read once an epoch.
     """
-    logits = network(images)
-    loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    logits, outlier_logits = network(images).tensor_split([len(labels)])
+    loss = total = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if recipe.outliers:
+        total = loss - recipe.outliers.weight * outlier_logits.log_softmax(dim=1).mean()
     optimizer.zero_grad()
-    loss.backward()
+    total.backward()
     optimizer.step()
     return torch.stack([loss.detach() * len(labels), (logits.argmax(dim=1) == labels).sum()])
 

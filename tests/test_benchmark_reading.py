@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import handwriting, reading
+from benchmarks import drawings, handwriting, reading
 from benchmarks.handwriting import Writer
 from stages.dataset import Split
 
@@ -72,3 +72,19 @@ def test_digits_that_are_apart_are_read(test_set, classifiers):
     assert results.digits["right"] / results.digits.total() > 0.95
     table = reading.results_table({"apart": results})
     assert table.splitlines()[2].startswith("| apart | ")
+
+
+@pytest.mark.parametrize("draw", [drawings.draw_letter, drawings.draw_shape])
+def test_drawings_have_ink_and_depend_on_the_seed_only(draw):
+    pictures = [draw(np.random.default_rng(seed)) for seed in (*range(30), 0)]
+    assert np.array_equal(pictures[0], pictures[-1])
+    assert len(np.unique(pictures, axis=0)) > 20
+    for picture in pictures:
+        assert (picture.shape, picture.dtype) == ((drawings.SIDE, drawings.SIDE), np.uint8)
+        assert 0.005 < (picture < 128).mean() < 0.4
+
+
+def test_only_drawings_with_a_label_count_as_read(monkeypatch):
+    texts = iter([["7"], ["?"], [], ["?", "?3"]])
+    monkeypatch.setattr(reading, "read_lines", lambda picture, classifiers: next(texts))
+    assert reading.read_share(drawings.draw_shape, 4, []) == 0.5

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from scipy.stats import entropy
 from torch.nn.functional import cross_entropy
 
 from stages import artifacts, calibration, evaluate, networks, params, train, verify_int8
@@ -53,12 +54,12 @@ def test_a_trained_network_has_the_optimal_temperature_on_its_validation_split(w
 
 
 @pytest.mark.parametrize("labelled_fraction", [0.5, 0.9, 1])
-def test_a_fraction_of_the_validation_images_has_the_minimum_confidence(labelled_fraction):
+def test_a_fraction_of_the_validation_images_has_at_most_the_maximum_entropy(labelled_fraction):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 3))
     validation = Split(torch.randint(256, (200, 1, 28, 28), dtype=torch.uint8), torch.arange(200) % 3)
-    minimum = calibration.calibrate(network, validation, labelled_fraction)["min_confidence"]
-    confidence = networks.predict_logits(network, validation.images).softmax(dim=1).amax(dim=1)
-    assert (confidence.double() >= minimum).float().mean() == pytest.approx(labelled_fraction, abs=0.006)
+    maximum = calibration.calibrate(network, validation, labelled_fraction)["max_entropy"]
+    uncertainty = entropy(networks.predict_logits(network, validation.images).softmax(dim=1).double(), axis=1)
+    assert (uncertainty <= maximum).mean() == pytest.approx(labelled_fraction, abs=0.006)
 
 
 def test_the_int8_variant_states_its_own_calibration_error(models):

@@ -153,9 +153,9 @@ def test_a_filled_shape_has_no_label(classifiers, ink):
     assert digit["reason"] == "a filled shape without strokes"
 
 
-def test_a_digit_below_the_minimum_confidence_has_no_label(classifiers):
+def test_a_digit_above_the_maximum_entropy_has_no_label(classifiers):
     certain, uncertain = (copy.copy(classifiers[0]) for _ in range(2))
-    certain.min_confidence, uncertain.min_confidence, uncertain.name = 0.1, 1.1, "uncertain"
+    certain.max_entropy, uncertain.max_entropy, uncertain.name = 3.0, -0.1, "uncertain"
     picture = encode(paint(write("7")))
     (line,) = reading.read_picture(picture, [certain, uncertain], 1_000_000)["lines"]
     assert line["text"] == line["digits"][0]["label"] == "7"
@@ -165,10 +165,15 @@ def test_a_digit_below_the_minimum_confidence_has_no_label(classifiers):
     assert line["digits"][0]["reason"].startswith("no digit: ")
 
 
-def test_the_models_state_their_minimum_confidence(classifiers):
+def test_the_models_state_their_maximum_entropy(classifiers):
     for model in classifiers:
         calibration = json.loads((PROJECT / artifacts.calibration(model.name.removesuffix("_int8"))).read_text())
-        assert 0.3 < model.min_confidence == calibration["min_confidence"] < 1
+        assert 0.1 < model.max_entropy == calibration["max_entropy"] < 2
+
+
+def test_the_entropy_is_that_of_equal_probabilities_at_most():
+    assert reading.entropy(np.array([0, 1, 0], np.float32)) == 0
+    assert reading.entropy(np.full(10, 0.1, np.float32)) == pytest.approx(np.log(10))
 
 
 def test_too_many_pieces_are_refused(classifiers):
