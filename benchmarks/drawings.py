@@ -14,18 +14,19 @@ FONTS = [  # stages/outliers.py has others: no network was trained with these
     *(cv2.FONT_HERSHEY_SCRIPT_SIMPLEX, cv2.FONT_HERSHEY_SCRIPT_COMPLEX),
 ]
 TURN = np.linspace(0, 2 * np.pi, 60)
-SHAPES: dict[
-    str, list[Sequence[tuple[float, float]] | NDArray[np.float64]]
-] = {  # strokes of points x and y, from about -1 to 1; y points down
+CIRCLE = np.c_[np.sin(TURN), np.cos(TURN)]
+
+Stroke = Sequence[tuple[float, float]] | NDArray[np.float64]  # points x and y, from about -1 to 1; y points down
+SHAPES: dict[str, list[Stroke]] = {
     "arrow": [[(-1, 0), (1, 0)], [(0.4, -0.5), (1, 0), (0.4, 0.5)]],
     "bolt": [[(0.3, -1), (-0.5, 0.1), (0.2, 0.1), (-0.3, 1)]],
     "check": [[(-1, 0), (-0.3, 0.8), (1, -1)]],
-    "circle with a cross": [np.c_[np.sin(TURN), np.cos(TURN)], [(-1, 0), (1, 0)], [(0, -1), (0, 1)]],
+    "circle with a cross": [CIRCLE, [(-1, 0), (1, 0)], [(0, -1), (0, 1)]],
     "diamond": [[(0, -1), (0.8, 0), (0, 1), (-0.8, 0), (0, -1)]],
     "heart": [np.c_[np.sin(TURN) ** 3, -0.8 * np.cos(TURN) + 0.3 * np.cos(2 * TURN) + 0.1 * np.cos(3 * TURN)]],
     "house": [[(-0.8, 1), (-0.8, -0.2), (0, -1), (0.8, -0.2), (0.8, 1), (-0.8, 1)]],
     "smiley": [
-        np.c_[np.sin(TURN), np.cos(TURN)],
+        CIRCLE,
         np.c_[0.5 * np.sin(TURN / 2 - np.pi / 2), 0.1 + 0.4 * np.cos(TURN / 2 - np.pi / 2)],
         *([(x, -0.35), (x, -0.25)] for x in (-0.35, 0.35)),
     ],

@@ -54,10 +54,8 @@ class Results:
 def main() -> None:
     options = parse_options()
     try:
-        parameters = params.load_params()
-        split = (
-            dataset.load_training_set(parameters.data) if options.training else dataset.load_test_set(parameters.data)
-        )
+        load = dataset.load_training_set if options.training else dataset.load_test_set
+        split = load(params.load_params().data)
         classifiers = list(models.load_models(artifacts.MODEL_REPOSITORY).values())
     except (StartError, UserError) as error:
         sys.exit(f"reading: {error}")

@@ -142,7 +142,9 @@ def fit(
             for step, batch in enumerate(shuffled_batches(training, steps), start=epoch * steps):
                 fraction_done = (step + 0.5) / (recipe.epochs * steps)
                 optimizer.param_groups[0]["lr"] = learning_rate(recipe, fraction_done)
-                images = torch.cat([batch.images, random_outliers(outliers, len(batch), recipe)])
+                images = batch.images
+                if recipe.outliers:
+                    images = torch.cat([images, random_outliers(outliers, len(batch), recipe.outliers.fraction)])
                 if recipe.augmentation and fraction_done < recipe.augment_until:
                     images = augment(images, recipe.augmentation)
                 else:
@@ -192,11 +194,9 @@ def draw_outliers(training: Split, recipe: Recipe, seed: int) -> Tensor:
     return make_outliers(training, recipe.outliers, count, seed).to(training.images.device)
 
 
-def random_outliers(outliers: Tensor, batch_size: int, recipe: Recipe) -> Tensor:
-    """Return the outliers of one batch, drawn at random."""
-    if not recipe.outliers:
-        return outliers
-    count = math.ceil(recipe.outliers.fraction * batch_size)
+def random_outliers(outliers: Tensor, batch_size: int, fraction: float) -> Tensor:
+    """Return the outliers of one batch, drawn at random: a fraction of its size."""
+    count = math.ceil(fraction * batch_size)
     return outliers[torch.randint(len(outliers), (count,)).to(outliers.device)]
 
 
