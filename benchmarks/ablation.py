@@ -78,8 +78,8 @@ def train_without(model: str, removed: str, seed: int) -> AblationResult:
     parameters = params.load_params(model)
     recipe = ablated_recipes(parameters.recipes[parameters.recipe][model])[removed]
     train.configure_torch(threads=1)
-    network, training, validation = train.prepare_training(model, parameters, recipe, seed)
-    *_, last_epoch = trials.fit_from_scratch(network, training, validation, recipe, seed)
+    network, data = train.prepare_training(model, parameters, recipe, seed)
+    *_, last_epoch = trials.fit_from_scratch(network, data, recipe, seed)
     test_accuracy = trials.evaluate_accuracy(network, parameters.data)
     return AblationResult(model, removed, seed, last_epoch["val_accuracy"], test_accuracy)
 

@@ -8,6 +8,7 @@ weights as JSON; with `--forever` it trains again and again, as the neighbor of 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -209,11 +210,12 @@ def train_model(model: str) -> None:
     parameters = params.load_params(model)
     recipe = parameters.recipes[RECIPE][model]
     train.configure_torch(threads=0)
-    network, training, validation = train.prepare_training(model, parameters, recipe, parameters.seed)
-    training = training[torch.arange(min(MAX_IMAGES[model], len(training)))]
+    network, data = train.prepare_training(model, parameters, recipe, parameters.seed)
+    training = data.training[torch.arange(min(MAX_IMAGES[model], len(data.training)))]
+    data = dataclasses.replace(data, training=training)
     with contextlib.redirect_stdout(sys.stderr):  # the metrics of each epoch
         start = time.perf_counter()
-        epochs = trials.fit_from_scratch(network, training, validation, recipe, parameters.seed)
+        epochs = trials.fit_from_scratch(network, data, recipe, parameters.seed)
         for _ in itertools.islice(epochs, EPOCHS[model]):
             pass
         seconds = time.perf_counter() - start

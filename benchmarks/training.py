@@ -170,16 +170,16 @@ def train_notebook(model: str, seed: int, quick: bool) -> tuple[nn.Module, int, 
 
 
 def train_recipe(name: str, model: str, seed: int, quick: bool) -> tuple[nn.Module, int, int, float]:
-    """Train with a recipe of params.yaml; return the same values as train_notebook."""
+    """Train with a recipe of params.yaml; return the same values as train_notebook, with the time for outliers."""
     parameters = params.load_params(model)
     recipe = parameters.recipes[name][model]
     train.configure_torch(parameters.threads)
-    network, training, validation = train.prepare_training(model, parameters, recipe, seed)
     start = time.perf_counter()
-    metrics_by_epoch = trials.fit_from_scratch(network, training, validation, recipe, seed)
+    network, data = train.prepare_training(model, parameters, recipe, seed)
+    metrics_by_epoch = trials.fit_from_scratch(network, data, recipe, seed)
     epochs = sum(1 for _ in itertools.islice(metrics_by_epoch, 1 if quick else None))
     seconds = time.perf_counter() - start
-    return network, epochs, epochs * len(training), seconds
+    return network, epochs, epochs * len(data.training), seconds
 
 
 def flop_per_image(network: nn.Module) -> float:

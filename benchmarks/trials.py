@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from stages import dataset, evaluate, networks, train
 from stages.checkpoint import Checkpoint
-from stages.dataset import Split
 from stages.params import Data, Recipe
+from stages.train import TrainingData
 
 Result = TypeVar("Result")
 Task = tuple[Any, ...]
@@ -47,13 +47,11 @@ def call_in_process(function: Callable[..., Result], *arguments: Any) -> Result:
         return process.submit(function, *arguments).result()
 
 
-def fit_from_scratch(
-    network: nn.Module, training: Split, validation: Split, recipe: Recipe, seed: int
-) -> Iterator[dict[str, float]]:
+def fit_from_scratch(network: nn.Module, data: TrainingData, recipe: Recipe, seed: int) -> Iterator[dict[str, float]]:
     """Run the pipeline's training loop, which writes a checkpoint after each epoch, in a temporary directory."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(Path(folder) / "checkpoint", fingerprint="")
-        yield from train.fit(network, training, validation, recipe, seed, checkpoint)
+        yield from train.fit(network, data, recipe, seed, checkpoint)
 
 
 def evaluate_accuracy(network: nn.Module, data: Data) -> float:

@@ -66,6 +66,7 @@ def compute_fingerprint(model: str, parameters: Params, device: torch.device) ->
     code = import_graph.imported_modules(Path(__file__).with_name("train.py"))
     inputs = {
         "network": parameters.networks[model].model_dump(),
+        "outlier_sources": parameters.outlier_sources.model_dump(),
         "recipe": parameters.recipes[parameters.recipe][model].model_dump(),
         "seed": parameters.seed,
         "data": parameters.data.model_dump(include={"sha256", "classes", "validation_fraction"}),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stages.dataset import Split
 from stages.images import IMAGE_SHAPE
-from stages.params import Outliers
+from stages.params import OutlierSources
 
 SIDE = 64  # of a drawing, in pixels, before it is normalized
 CENTER = SIDE / 2
@@ -34,13 +34,13 @@ Points = NDArray[np.float64]  # [n, 2], x and y in pixels
 Pixels = NDArray[np.uint8]
 
 
-def make_outliers(split: Split, outliers: Outliers, count: int, seed: int) -> Tensor:
+def make_outliers(split: Split, sources: OutlierSources, count: int, seed: int) -> Tensor:
     """Return `count` different outliers, uint8 [count, 1, 28, 28], on the CPU."""
     rng = np.random.default_rng(seed)
     images, labels = split.images[:, 0].cpu().numpy(), split.labels.cpu().numpy()
-    turned = images[np.isin(labels, outliers.quarter_turn)]
+    turned = images[np.isin(labels, sources.quarter_turn)]
     kinds: list[tuple[float, Callable[[Generator], Image.Image]]] = [  # with their shares
-        (5 if outliers.characters else 0, partial(draw_character, outliers.characters)),
+        (5 if sources.characters else 0, partial(draw_character, sources.characters)),
         (2, draw_outline),
         (3, draw_strokes),
         (1 if len(turned) else 0, partial(turn, turned)),

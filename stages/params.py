@@ -153,13 +153,18 @@ class PerturbationLimits(Section):
     strokes: Fraction = 0.0
 
 
+class OutlierSources(Section):
+    """What outliers are made from, besides shapes and all training images."""
+
+    characters: Annotated[str, Field(pattern=r"^[!-~]*$")] = ""
+    quarter_turn: Annotated[list[Label], Field(json_schema_extra=UNIQUE)] = []
+
+
 class Outliers(Section):
-    """How many outliers a training sees, and from what they are made."""
+    """How many outliers a batch gets, and how much they count."""
 
     fraction: Annotated[float, Field(gt=0, le=1)]
     weight: Annotated[float, Field(gt=0, le=100)]
-    characters: Annotated[str, Field(pattern=r"^[!-~]*$")] = ""
-    quarter_turn: Annotated[list[Label], Field(json_schema_extra=UNIQUE)] = []
 
 
 class Recipe(Section):
@@ -195,6 +200,7 @@ class Params(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Annotated[int, Field(ge=0, le=256)]
     data: Data
+    outlier_sources: OutlierSources
     networks: Annotated[dict[ModelName, Architecture], Field(json_schema_extra={"additionalProperties": False})]
     recipes: dict[str, dict[str, Recipe]]
     minimum_accuracy: dict[str, Fraction]

@@ -7,7 +7,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -32,6 +34,19 @@ from stages.params import Params, Recipe
 OUTLIERS_PER_IMAGE = 0.1  # different ones; augmentation varies them
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training needs."""
+
+    training: Split
+    validation: Split
+    outliers: Tensor  # uint8 [m, 1, 28, 28]; none if the recipe has none
+
+    def to(self, device: torch.device) -> Self:
+        """Return the data on a device."""
+        return type(self)(self.training.to(device), self.validation.to(device), self.outliers.to(device))
+
+
 def main(model: str) -> None:
     """Train MODEL with the recipe in params.yaml and write its weights; resume from a checkpoint if there is one."""
     parameters = params.load_params(model)
@@ -49,14 +64,14 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
     recipe = parameters.recipes[parameters.recipe][model]
     device = devices.select_device(parameters.device)
     configure_torch(parameters.threads)
-    network, training, validation = prepare_training(model, parameters, recipe, parameters.seed)
-    tqdm.write(networks.summarize_layers(network))
-    training, validation = training.to(device), validation.to(device)
-    checkpoint = Checkpoint(artifacts.checkpoint(model), compute_fingerprint(model, parameters, device))
     start = time.perf_counter()
+    network, data = prepare_training(model, parameters, recipe, parameters.seed)
+    tqdm.write(networks.summarize_layers(network))
+    data = data.to(device)
+    checkpoint = Checkpoint(artifacts.checkpoint(model), compute_fingerprint(model, parameters, device))
     with artifacts.atomic_write(artifacts.training(model)) as folder:
         live = open_live(folder)
-        for metrics in fit(network, training, validation, recipe, parameters.seed, checkpoint):
+        for metrics in fit(network, data, recipe, parameters.seed, checkpoint):
             for name, value in metrics.items():
                 live.log_metric(name, value)
             live.next_step()
@@ -64,7 +79,7 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
                 raise UserError("stopped: a newer process resumes from the checkpoint")
         # Not in a `with`, which would call end() after Ctrl-C too, when it may wait forever for a thread of DVCLive.
         live.end()
-        calibration = calibrate(network, validation, parameters.labelled_fraction)
+        calibration = calibrate(network, data.validation, parameters.labelled_fraction)
         artifacts.write_json(folder / artifacts.calibration(model).name, calibration)
         artifacts.write_json(folder / artifacts.training_environment(model).name, devices.environment(device))
     print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
@@ -84,13 +99,18 @@ def configure_torch(threads: int) -> None:
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # missing in PyTorch's stubs
 
 
-def prepare_training(model: str, parameters: Params, recipe: Recipe, seed: int) -> tuple[nn.Sequential, Split, Split]:
-    """Return the network with its initial weights, the training split and the validation split, all from the seed."""
-    data = parameters.data
-    training, validation = split_validation(dataset.load_training_set(data), data.validation_fraction, seed)
+def prepare_training(model: str, parameters: Params, recipe: Recipe, seed: int) -> tuple[nn.Sequential, TrainingData]:
+    """Return the network with its initial weights, and the data, all from the seed."""
+    settings = parameters.data
+    training, validation = split_validation(dataset.load_training_set(settings), settings.validation_fraction, seed)
+    outliers = training.images[:0]
+    if recipe.outliers:
+        count = math.ceil(OUTLIERS_PER_IMAGE * len(training))
+        outliers = make_outliers(training, parameters.outlier_sources, count, seed)
     torch.manual_seed(seed)
-    layers, classes = parameters.networks[model], len(data.classes)
-    return networks.build_network(layers, classes, recipe.dropout, recipe.initialization), training, validation
+    layers, classes = parameters.networks[model], len(settings.classes)
+    network = networks.build_network(layers, classes, recipe.dropout, recipe.initialization)
+    return network, TrainingData(training, validation, outliers)
 
 
 def open_live(folder: Path) -> Live:
@@ -111,7 +131,7 @@ def split_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
 
 
 def fit(
-    network: nn.Module, training: Split, validation: Split, recipe: Recipe, seed: int, checkpoint: Checkpoint
+    network: nn.Module, data: TrainingData, recipe: Recipe, seed: int, checkpoint: Checkpoint
 ) -> Iterator[dict[str, float]]:
     """Train in place, on the device of the images, and yield loss, accuracy, val_loss and val_accuracy of each epoch.
 
@@ -120,6 +140,7 @@ def fit(
     the seed and the number of the epoch, so that a training can resume at any epoch. Raises UserError at the end of an
     epoch whose loss is not finite.
     """
+    training = data.training
     network.to(training.labels.device).to(memory_format=torch.channels_last)
     optimizer = SGD(
         network.parameters(),
@@ -130,7 +151,6 @@ def fit(
         fused=True,
     )
     steps = math.ceil(len(training) / recipe.batch_size)
-    outliers = draw_outliers(training, recipe, seed)
     history = checkpoint.restore(network, optimizer)
     yield from history  # the epochs before the interruption, for the new log
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", disable=None) as progress:
@@ -144,7 +164,7 @@ def fit(
                 optimizer.param_groups[0]["lr"] = learning_rate(recipe, fraction_done)
                 images = batch.images
                 if recipe.outliers:
-                    images = torch.cat([images, random_outliers(outliers, len(batch), recipe.outliers.fraction)])
+                    images = torch.cat([images, random_outliers(data.outliers, len(batch), recipe.outliers.fraction)])
                 if recipe.augmentation and fraction_done < recipe.augment_until:
                     images = augment(images, recipe.augmentation)
                 else:
@@ -152,7 +172,7 @@ def fit(
                 sums += train_step(network, optimizer, images, batch.labels, recipe)
                 progress.update()
             loss, accuracy = (sums / len(training)).tolist()
-            metrics = {"loss": loss, "accuracy": accuracy} | validate(network, validation)
+            metrics = {"loss": loss, "accuracy": accuracy} | validate(network, data.validation)
             if not math.isfinite(metrics["loss"] + metrics["val_loss"]):
                 found = f"{metrics['loss']} and {metrics['val_loss']}"
                 raise UserError(f"loss and val_loss: expected finite numbers, got {found}; try a lower learning_rate")
@@ -184,14 +204,6 @@ def shuffled_batches(split: Split, count: int) -> Iterator[Split]:
     """Yield every image once, in `count` random batches of nearly equal size: none is too small for batch norm."""
     order = torch.randperm(len(split)).to(split.labels.device)  # drawn on the CPU: same order on every device
     return (split[indices] for indices in order.tensor_split(count))
-
-
-def draw_outliers(training: Split, recipe: Recipe, seed: int) -> Tensor:
-    """Return the outliers of a training, uint8 [n, 1, 28, 28], on the device of its images; none if it has none."""
-    if not recipe.outliers:
-        return training.images[:0]
-    count = math.ceil(OUTLIERS_PER_IMAGE * len(training))
-    return make_outliers(training, recipe.outliers, count, seed).to(training.images.device)
 
 
 def random_outliers(outliers: Tensor, batch_size: int, fraction: float) -> Tensor:

@@ -46,10 +46,10 @@ def test_dividing_the_logits_changes_the_probabilities_but_no_label():
 def test_a_trained_network_has_the_optimal_temperature_on_its_validation_split(workspace):
     train.main("fnn")
     parameters = params.load_params("fnn")
-    _, _, validation = train.prepare_training("fnn", parameters, parameters.recipes["default"]["fnn"], parameters.seed)
+    _, data = train.prepare_training("fnn", parameters, parameters.recipes["default"]["fnn"], parameters.seed)
     network = networks.load_network(artifacts.weights("fnn"), parameters.networks["fnn"], 10)
-    logits = networks.predict_logits(network, validation.images)
-    assert calibration.fit_temperature(logits, validation.labels) == pytest.approx(1, abs=1e-3)
+    logits = networks.predict_logits(network, data.validation.images)
+    assert calibration.fit_temperature(logits, data.validation.labels) == pytest.approx(1, abs=1e-3)
     assert artifacts.read_json(artifacts.calibration("fnn"))["temperature"] != pytest.approx(1, abs=0.01)
 
 

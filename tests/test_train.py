@@ -165,10 +165,9 @@ def test_trainings_on_gpu_and_cpu_have_similar_metrics(workspace, model):
     epochs = {}
     for device in ("cpu", "cuda"):
         train.configure_torch(threads=0)
-        network, training, validation = train.prepare_training(model, parameters, recipe, seed=0)
+        network, data = train.prepare_training(model, parameters, recipe, seed=0)
         checkpoint = Checkpoint(workspace / f"{device}.checkpoint", fingerprint="")
-        splits = (split.to(torch.device(device)) for split in (training, validation))
-        epochs[device] = list(train.fit(network, *splits, recipe, 0, checkpoint))
+        epochs[device] = list(train.fit(network, data.to(torch.device(device)), recipe, 0, checkpoint))
     for on_cpu, on_gpu in zip(epochs["cpu"], epochs["cuda"]):
         assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=0.02)
         assert on_gpu["val_accuracy"] == pytest.approx(on_cpu["val_accuracy"], abs=0.05)  # of 150 images
