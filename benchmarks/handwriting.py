@@ -123,6 +123,17 @@ def ruled(writer: Writer, length: int) -> Picture:
     return photograph(ink, writer)
 
 
+def squared(writer: Writer, length: int) -> Picture:
+    """Draw squared paper, whose lines cross the digits."""
+    ink = page([writer.line(length)])
+    side = round(writer.random.uniform(0.4, 0.9) * DIGIT_HEIGHT)
+    for row in range(side // 2, ink.shape[0], side):
+        ink[row : row + 2] = np.maximum(ink[row : row + 2], 0.4)
+    for column in range(side // 2, ink.shape[1], side):
+        ink[:, column : column + 2] = np.maximum(ink[:, column : column + 2], 0.4)
+    return photograph(ink, writer)
+
+
 def cells(writer: Writer, length: int) -> Picture:
     """Draw a ledger's cell around the number, which its digits stay clear of."""
     ink = page([writer.line(length)])
@@ -139,6 +150,16 @@ def uneven_light(writer: Writer, length: int) -> Picture:
     side = 1 + writer.random.uniform(-0.3, 0.3) * x
     shadow = 1 - 0.35 / (1 + np.exp((x - writer.random.uniform(-0.5, 0.5)) * 25))
     return photograph(ink, writer, paper=vignette * side * shadow)
+
+
+def desk(writer: Writer, length: int) -> Picture:
+    """Draw a sheet that lies on a darker desk, slightly rotated."""
+    ink = page([writer.line(length)])
+    margin, brightness = round(writer.random.uniform(0.2, 1.2) * DIGIT_HEIGHT), writer.random.uniform(0.2, 0.6)
+    sheet = np.pad(np.ones_like(ink), margin)
+    angle = writer.random.uniform(-5, 5)
+    sheet, ink = rotate(sheet, angle), rotate(np.pad(ink, margin), angle)
+    return photograph(ink, writer, paper=brightness + (1 - brightness) * sheet)
 
 
 def noisy(writer: Writer, length: int) -> Picture:
@@ -162,6 +183,8 @@ CONDITIONS: dict[str, Callable[[Writer, int], Picture]] = {
     "uneven light": uneven_light,
     "noise": noisy,
     "ruled lines": ruled,
+    "squared paper": squared,
     "cell": cells,
+    "sheet on a desk": desk,
     "touching pairs": touching_pair,
 }

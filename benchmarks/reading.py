@@ -95,10 +95,10 @@ def read_share(draw: Drawing, pictures: int, classifiers: list[Model]) -> float:
 def read_lines(picture: NDArray[np.uint8], classifiers: list[Model]) -> list[str]:
     """Return the texts of the lines in a picture; none if it is refused."""
     try:
-        answer = read_image(Image.fromarray(picture).convert("RGB"), 1, classifiers)
+        lines = read_image(Image.fromarray(picture).convert("RGB"), picture.shape[::-1], classifiers)
     except RequestError:
         return []
-    return [line["text"] for line in answer["lines"]]
+    return [line["text"] for line in lines]
 
 
 def digit_outcomes(expected: str, read: str) -> Counter[str]:
@@ -107,7 +107,7 @@ def digit_outcomes(expected: str, read: str) -> Counter[str]:
     row = [(column, Counter[str]()) for column in range(len(read) + 1)]
     for index, digit in enumerate(expected, start=1):
         counted = digit != "\n"
-        missing = Counter({REFUSED if not read else WRONG: int(counted)})
+        missing = Counter({WRONG if read and UNREAD not in read else REFUSED: int(counted)})
         cells = [(index, row[0][1] + missing)]
         for column, found in enumerate(read, start=1):
             outcome = RIGHT if found == digit else REFUSED if found == UNREAD else WRONG

@@ -30,12 +30,12 @@ def main() -> None:
         sys.exit(f"reading_steps: {error}")
     writer = Writer(np.random.default_rng(SEED), test.images[:, 0].numpy(), test.labels.numpy())
     photo = draw_photo(writer)
-    extracted = ink.extract_ink(np.stack([photo] * 3, axis=-1))
+    extracted = ink.extract_ink(np.stack([photo] * 3, axis=-1), photo.shape[::-1])
     cleaned = cleaning.clean(extracted)
     pieces = segmentation.find_pieces(cleaned.mask)
-    answer = reading.read_image(Image.fromarray(photo).convert("RGB"), 1, classifiers)
+    lines = reading.read_image(Image.fromarray(photo).convert("RGB"), photo.shape[::-1], classifiers)
 
-    digits = [digit for line in answer["lines"] for digit in line["digits"]]
+    digits = [digit for line in lines for digit in line["digits"]]
     figure = Figure(figsize=(9, 10), layout="constrained")
     panels = figure.subplots(4, 2).ravel()
     show(panels[0], "1. The photo, upright", photo)
@@ -51,7 +51,7 @@ def main() -> None:
         show(axes, "6. The digits, centered and scaled like MNIST", np.hstack([digit["image"] for digit in part]))
     figure.savefig(FILE, dpi=100)
     Image.open(FILE).convert("RGB").quantize(64).save(FILE, optimize=True)
-    print(f"{FILE}: {[line['text'] for line in answer['lines']]}, written: {writer.text}")
+    print(f"{FILE}: {[line['text'] for line in lines]}, written: {writer.text}")
 
 
 def show(axes: Axes, title: str, picture: Picture) -> None:

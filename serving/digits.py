@@ -25,11 +25,11 @@ def normalize_digit(gray: Gray, mask: Mask, noise: float) -> Gray:
 
     `gray` and `mask` are crops of the same size, and `noise` is the standard deviation of the paper's ink.
     """
-    ink = gray * cv2.dilate(mask, np.ones((3, 3), np.uint8)) - 3 * noise
-    strongest = np.percentile(ink[mask > 0], 80)
-    ink = ink / max(strongest, 1)  # 1 inside strokes, less at their edges
+    strongest = max(np.percentile(gray[mask > 0], 80) - 3 * noise, 1)
+    cells = reduce_maximum(gray * cv2.dilate(mask, np.ones((3, 3), np.uint8)), STROKE_CELLS)
+    ink = (cells - 3 * noise) / strongest  # 1 inside strokes, less at their edges
     ink = ((ink - HALO_INK) / (1 - HALO_INK)).clip(0, 1)
-    return center_by_mass(scale_to_box(thicken(reduce_maximum((255 * ink).astype(np.uint8), STROKE_CELLS))))
+    return center_by_mass(scale_to_box(thicken((255 * ink).astype(np.uint8))))
 
 
 def reduce_maximum(gray: Gray, cells: int) -> Gray:

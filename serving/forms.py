@@ -1,11 +1,14 @@
 """Read a file that a client uploads as a form, as `curl -F` and browsers do."""
 
+import logging
+
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from serving.errors import RequestError
 from serving.limits import MAX_FORM_FIELDS
 
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings quote the client
 FORM = "multipart/form-data"
 
 

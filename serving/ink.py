@@ -20,6 +20,7 @@ Matrix = npt.NDArray[Any]  # float64 [2, 3], of an affine transform
 BACKGROUND_SIDE = 256  # pixels along the longer side, on which paper and thresholds are estimated
 MAX_INK_WIDTH = 0.35  # fraction of the longer side; anything wider is paper
 STROKES_PER_KERNEL = 4  # strokes as wide as the mean that the closing removes side by side
+NOISE_PIXELS = 100_000  # of paper, from which its noise is estimated
 MIN_PAPER = 64  # of 255; on darker paper, differences are divided by this
 NEIGHBORHOOD = 0.25  # fraction of the longer side; the strongest ink within it sets the threshold
 MIN_CONTRAST = 24  # of 255; the picture counts as empty below
@@ -30,18 +31,20 @@ MIN_STRENGTH = 0.7  # fraction of the picture's strongest ink; the strongest ink
 
 @dataclass(frozen=True)
 class Ink:
-    """Ink with its mask, the noise of the paper, and the transform from the picture's coordinates."""
+    """Ink with its mask, the noise of the paper, and the place in the picture."""
 
     gray: Gray
     mask: Mask
     noise: float  # standard deviation in gray levels
-    transform: Matrix
+    size: tuple[int, int]  # width and height of the picture
+    transform: Matrix  # from the picture's coordinates to those of the mask
 
 
-def extract_ink(pixels: Color) -> Ink:
-    """Separate ink from paper in an RGB picture. Raises RequestError if the picture is empty."""
+def extract_ink(pixels: Color, size: tuple[int, int]) -> Ink:
+    """Separate ink from lighter paper in RGB pixels, of a picture of this size. Raises RequestError if it is empty."""
     gray, strokes = flatten_light(pixels)
     paper = gray[strokes == 0]
+    paper = paper[:: max(1, len(paper) // NOISE_PIXELS)]
     offset = np.median(paper)
     noise = 1.4826 * float(np.median(np.abs(paper - offset)))  # by the median absolute deviation
     gray = (gray - np.minimum(gray, offset)).astype(np.uint8)
@@ -51,7 +54,9 @@ def extract_ink(pixels: Color) -> Ink:
     if strongest < max(MIN_CONTRAST, 6 * noise) or edges.max() < MIN_EDGE * strongest:
         raise RequestError("picture: expected digits, got an empty picture", 422)
     threshold = INK_THRESHOLD * np.maximum(local_maximum(strength), MIN_STRENGTH * strongest)
-    return Ink(gray, (gray > np.maximum(threshold, 4 * noise)).astype(np.uint8), noise, np.eye(2, 3))
+    mask = (gray > np.maximum(threshold, 4 * noise)).astype(np.uint8)
+    scale = np.divide(mask.shape[::-1], size)
+    return Ink(gray, mask, noise, size, np.column_stack([np.diag(scale), (0, 0)]))
 
 
 def flatten_light(pixels: Color) -> tuple[Gray, Mask]:
@@ -60,10 +65,7 @@ def flatten_light(pixels: Color) -> tuple[Gray, Mask]:
     A morphological closing estimates the paper. A first, wide one finds the strokes. The second is only a few strokes
     wide, so that it follows vignetting and shadows.
     """
-    small = shrink(pixels, BACKGROUND_SIDE)
-    if is_light_on_dark(small):
-        pixels, small = ~pixels, ~small
-    small = cv2.medianBlur(small, 3)
+    small = cv2.medianBlur(shrink(pixels, BACKGROUND_SIDE), 3)
     widest = MAX_INK_WIDTH * max(small.shape)
     _, strokes = cv2.threshold(darkness(small, close(small, widest)), 0, 1, cv2.THRESH_OTSU)
     paper = close(small, min(widest, STROKES_PER_KERNEL * stroke_width(strokes) + 4))
@@ -100,7 +102,7 @@ def stroke_width(mask: Mask) -> float:
 
 def is_light_on_dark(pixels: Color) -> bool:
     """Say whether paper, which is in the majority around most pixels and at the border, is darker than ink."""
-    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    gray = cv2.cvtColor(shrink(pixels, BACKGROUND_SIDE), cv2.COLOR_RGB2GRAY)
     kernel = neighborhood(gray)
     lightest, darkest = cv2.dilate(gray, kernel).mean(), cv2.erode(gray, kernel).mean()
     around = 2 * cv2.medianBlur(gray, len(kernel)).mean() - lightest - darkest

@@ -11,6 +11,7 @@ MAX_JPEG_SCANS = 200  # usual files have about ten, and decoding one scan costs 
 MAX_SEQUENTIAL_JPEG_FACTOR = 8  # times max_pixels: a JPEG of one scan is decoded at a reduced scale, in little memory
 MAX_COMPONENTS = 10_000  # connected pieces of ink and dirt in a picture
 MAX_PARTS = 256  # pieces of digits in a picture, after components have been cut
+MAX_CANDIDATE_PIXELS = 100_000_000  # of all parts of a picture that may be digits, which overlap
 MAX_ERROR_CHARACTERS = 500  # error texts may quote the request
 
 

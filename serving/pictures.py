@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import re
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -13,8 +14,9 @@ from serving.limits import MAX_JPEG_SCANS, MAX_SEQUENTIAL_JPEG_FACTOR
 Image.MAX_IMAGE_PIXELS = None  # replaced by the argument `max_pixels`
 FORMATS = ("PNG", "JPEG", "WEBP")
 JPEG_FORMATS = ("JPEG", "MPO")  # Pillow's names; a file in MPO, as some phones write it, begins with a JPEG picture
-HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1", b"avif")  # ISO/IEC 23008-12
-START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # JPEG markers
+HEIF_BRANDS = b"heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 avif avis".split()  # ISO/IEC 23008-12
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # JPEG's, without those that no length follows
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 TRANSPOSITIONS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,27 +26,31 @@ TRANSPOSITIONS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = [TRANSPOSITIONS[orientation] for orientation in (5, 6, 7, 8)]
 MIN_SIDE, MAX_SIDE = 100, 2048  # pixels; pictures are resized until their longer side is within these
 
 
-def decode_picture(content: bytes, max_pixels: int) -> tuple[Image.Image, float]:
-    """Return the picture in a file as RGB, upright, resized and without transparency, and its scale.
+def decode_picture(content: bytes, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Return the picture in a file as RGB, upright, resized and without transparency; and its own size.
 
-    The scale is the number of the file's pixels for one of the picture's. Raises RequestError.
+    Raises RequestError.
     """
     picture = load_pixels(content, max_pixels)
-    longest = max(Image.open(io.BytesIO(content), formats=FORMATS).size)
+    size = Image.open(io.BytesIO(content), formats=FORMATS).size
     with contextlib.suppress(Exception):  # metadata may be corrupt in a picture that is not
-        picture = picture.transpose(TRANSPOSITIONS[picture.getexif()[ExifTags.Base.Orientation]])
+        transposition = TRANSPOSITIONS[picture.getexif()[ExifTags.Base.Orientation]]
+        picture = picture.transpose(transposition)
+        size = size[::-1] if transposition in SIDEWAYS else size
     if picture.mode.startswith("I"):
         picture = reduce_bit_depth(picture)
     picture = resize_picture(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
-    return remove_transparency(picture) if picture.mode == "RGBA" else picture, longest / max(picture.size)
+    return remove_transparency(picture) if picture.mode == "RGBA" else picture, size
 
 
 def load_pixels(content: bytes, max_pixels: int) -> Image.Image:
     """Decode a PNG, JPEG or WebP file within the limits; a large JPEG at a reduced scale. Raises RequestError."""
-    undecodable = RequestError(f"picture: expected {', '.join(FORMATS)}, got a file that cannot be decoded", 415)
+    found = "a file that cannot be decoded" if content else "an empty file"
+    undecodable = RequestError(f"picture: expected {', '.join(FORMATS)}, got {found}", 415)
     if content[4:8] == b"ftyp" and content[8:12] in HEIF_BRANDS:
         raise RequestError(f"picture: expected {', '.join(FORMATS)}, got HEIC or AVIF; save it as JPEG", 415)
     try:
@@ -52,7 +58,7 @@ def load_pixels(content: bytes, max_pixels: int) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise many types
         raise undecodable from error
     is_jpeg = picture.format in JPEG_FORMATS
-    scans = count_scans(content, picture) if is_jpeg else 0
+    scans = count_scans(content) if is_jpeg else 0
     if scans > MAX_JPEG_SCANS:
         raise RequestError(f"picture: expected at most {MAX_JPEG_SCANS} JPEG scans, got {scans}", 413)
     # Only a picture of one scan is decoded row by row; for several scans, libjpeg holds all coefficients in memory.
@@ -70,16 +76,24 @@ def load_pixels(content: bytes, max_pixels: int) -> Image.Image:
     return picture
 
 
-def count_scans(content: bytes, picture: Image.Image) -> int:
-    """Return the number of scans in a JPEG file, without those of thumbnails in its metadata."""
-    metadata: list[tuple[str, bytes]] = getattr(picture, "applist", [])
-    return content.count(START_OF_SCAN) - sum(segment.count(START_OF_SCAN) for _, segment in metadata)
+def count_scans(content: bytes) -> int:
+    """Return the number of scans in a JPEG file's first picture, without those of thumbnails in its metadata.
+
+    Phones append further pictures and videos. Follows ITU-T T.81, annex B: segments state their length, and a scan's
+    data have no marker but those of restarts.
+    """
+    scans, position = 0, 2
+    while (marker := MARKER.search(content, position)) and marker[0] != END_OF_IMAGE:
+        scans += marker[0] == START_OF_SCAN
+        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
+    return scans
 
 
 def load_reduced(picture: Image.Image) -> None:
     """Decode an opened picture, if it is a large JPEG at a reduced scale. Raises what Pillow raises."""
-    if factor := max(picture.size) // MAX_SIDE:
-        picture.draft(None, (picture.width // factor, picture.height // factor))  # does nothing in other formats
+    factor = math.ceil(max(picture.size) / MAX_SIDE)
+    size = max(1, picture.width // factor), max(1, picture.height // factor)
+    picture.draft(None, size)  # does nothing in other formats
     picture.load()
 
 

@@ -4,6 +4,7 @@ Over-segmentation and the best path through its graph follow LeCun et al., "Grad
 recognition" (1998), section V.
 """
 
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,8 @@ from PIL import Image
 from serving.cleaning import clean
 from serving.digits import IMAGE_SIDE, normalize_digit
 from serving.errors import RequestError
-from serving.ink import Gray, Ink, Matrix, extract_ink
+from serving.ink import Gray, Ink, extract_ink, is_light_on_dark, stroke_width
+from serving.limits import MAX_CANDIDATE_PIXELS
 from serving.models import Model
 from serving.pictures import decode_picture
 from serving.segmentation import Pieces, find_pieces
@@ -26,16 +28,20 @@ from serving.segmentation import Pieces, find_pieces
 cv2.setNumThreads(1)  # the server reads pictures in parallel
 
 UNREAD = "?"  # in the text, for a digit without a label
-MIN_HEIGHT = 0.4  # fraction of the line's height; smaller candidates are no digits
+MIN_HEIGHT = 0.35  # fraction of the line's height; smaller candidates are no digits
+MAX_DIGIT_PIECES = 16
 MAX_WIDTH = 1.4  # times the line's height; wider candidates are several digits
 MAX_GAP = 0.12  # fraction of the line's height between pieces of one digit
 SKIP_PROBABILITY = 0.6  # that a small component, such as a dot, belongs to no digit
 CUT_PROBABILITY = 0.5  # that a component holds several digits, if its aspect ratio doesn't tell
 CUT_ASPECT = 1.15  # width / height of a component that holds one digit or several
 ASPECT_SLOPE = 4  # of the logarithm of the odds between both
+BATCH_SIZE = 256  # images
+MIN_SHEET = 0.1  # mean width of ink as a fraction of the longer side; if it is wider, it may be a desk
 EMPTY_PROBABILITY = 0.05  # of each class, for a shape without strokes
 
 Probabilities = npt.NDArray[np.float32]
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,28 +60,59 @@ def read_picture(content: bytes, models: Iterable[Model], max_pixels: int) -> di
 
     docs/serving.md describes the answer.
     """
-    return read_image(*decode_picture(content, max_pixels), models)
+    return {"lines": read_image(*decode_picture(content, max_pixels), models)}
 
 
-def read_image(picture: Image.Image, scale: float, models: Iterable[Model]) -> dict[str, Any]:
-    """Return the lines of text in an RGB picture; boxes are multiplied by the scale. Raises RequestError."""
+def read_image(picture: Image.Image, size: tuple[int, int], models: Iterable[Model]) -> list[Line]:
+    """Return the lines of text in an RGB picture, with boxes for a picture of this size. Raises RequestError."""
     classifiers = digit_classifiers(models)
-    ink = clean(extract_ink(np.asarray(picture)))
+    pixels = np.asarray(picture)
+    pixels = ~pixels if is_light_on_dark(pixels) else pixels
+    ink = extract_ink(pixels, size)
+    lines, error = try_to_read(ink, classifiers)
+    is_read = lines and not any(UNREAD in line["text"] for line in lines)
+    if not is_read and stroke_width(ink.mask) > MIN_SHEET * min(ink.mask.shape):
+        with contextlib.suppress(RequestError):  # a sheet on a desk may have been taken for ink
+            inverse, _ = try_to_read(extract_ink(~pixels, size), classifiers)
+            lines = inverse if count_labels(inverse) > max(1, count_labels(lines)) else lines
+    if not lines:
+        assert error
+        raise error
+    return lines
+
+
+def try_to_read(ink: Ink, classifiers: list[Model]) -> tuple[list[Line], RequestError | None]:
+    """Return the lines of text in ink, or no line and the error."""
+    try:
+        return read_ink(ink, classifiers), None
+    except RequestError as error:
+        return [], error
+
+
+def count_labels(lines: list[Line]) -> int:
+    """Return the number of digits that have a label, minus that of those that have none."""
+    text = "".join(line["text"] for line in lines)
+    return len(text) - 2 * text.count(UNREAD)
+
+
+def read_ink(ink: Ink, classifiers: list[Model]) -> list[Line]:
+    """Return the lines of text in ink. Raises RequestError if it has none, or too much to read."""
+    ink = clean(ink)
     pieces = find_pieces(ink.mask)
     candidates = list(find_candidates(pieces, ink))
     images = np.stack([candidate.image for candidate in candidates])[:, None]
-    probabilities = np.stack([model.run({"image": images})["probabilities"] for model in classifiers])
+    probabilities = np.stack([classify(images, model) for model in classifiers])
     mean = probabilities.mean(axis=0)  # soft voting
     mean[~images.any(axis=(1, 2, 3))] = EMPTY_PROBABILITY
     lines: list[list[Any]] = [[] for _ in range(pieces.lines[-1] + 1)]
     for index in best_path(candidates, mean.max(axis=1), pieces):
         candidate = candidates[index]
         digit = describe_digit(candidate.image, mean[index], probabilities[:, index], classifiers)
-        digit["box"] = picture_box(candidate.box, ink.transform, picture.size, scale)
+        digit["box"] = picture_box(candidate.box, ink)
         lines[pieces.lines[candidate.start]].append(digit)
     if not any(lines):
         raise RequestError("picture: expected digits, got only dots and strokes", 422)
-    return {"lines": [describe_line(digits) for digits in lines if digits]}
+    return [describe_line(digits) for digits in lines if digits]
 
 
 def digit_classifiers(models: Iterable[Model]) -> list[Model]:
@@ -98,13 +135,22 @@ def is_digit_classifier(model: Model) -> bool:
     )
 
 
+def classify(images: Gray, model: Model) -> Probabilities:
+    """Return a model's probabilities, [n, classes], in batches that need little memory."""
+    batches = np.array_split(images, math.ceil(len(images) / BATCH_SIZE))
+    return np.concatenate([model.run({"image": batch})["probabilities"] for batch in batches])
+
+
 def find_candidates(pieces: Pieces, ink: Ink) -> Iterator[Candidate]:
-    """Yield runs of pieces of one component, and of whole neighboring components in a line."""
-    count = len(pieces.boxes)
+    """Yield runs of pieces of one component, and of whole neighboring components in a line.
+
+    Raises RequestError if they have too many pixels, as strokes that overlap in columns do.
+    """
+    count, pixels = len(pieces.boxes), 0
     is_border = np.append(True, np.append(np.diff(pieces.components) != 0, True))  # before and after each piece
     for start in range(count):
         height = pieces.heights[start]
-        for stop in range(start + 1, count + 1):
+        for stop in range(start + 1, min(start + MAX_DIGIT_PIECES, count) + 1):
             boxes = pieces.boxes[start:stop]
             (left, top, _, _), (_, _, right, bottom) = boxes.min(axis=0).tolist(), boxes.max(axis=0).tolist()
             gap = boxes[-1, 0] - boxes[:-1, 2].max(initial=left)
@@ -114,8 +160,12 @@ def find_candidates(pieces: Pieces, ink: Ink) -> Iterator[Candidate]:
                 break
             if right - left > MAX_WIDTH * height and not (whole and one_component):
                 continue
-            if bottom - top < MIN_HEIGHT * height or not (whole or one_component):
+            tallest = (boxes[:, 3] - boxes[:, 1]).max()  # two dots above each other are no digit
+            if (bottom - top if one_component else tallest) < MIN_HEIGHT * height or not (whole or one_component):
                 continue
+            pixels += (bottom - top) * (right - left)
+            if pixels > MAX_CANDIDATE_PIXELS:
+                raise RequestError("picture: expected digits side by side, got too many strokes above each other", 422)
             area = slice(top, bottom), slice(left, right)
             labels = pieces.labels[area]
             mask = ((labels > start) & (labels <= stop)).astype(np.uint8)
@@ -175,7 +225,7 @@ def describe_digit(
     if not image.any():
         answer = {"label": None, "reason": "a filled shape without strokes", "confidence": 0.0}
     elif entropy(mean) > np.mean([model.max_entropy for model in classifiers]):
-        answer |= {"label": None, "reason": "no digit: the probabilities have more than the models' maximum entropy"}
+        answer |= {"label": None, "reason": "no digit: the models are uncertain (entropy above their maximum)"}
     return answer | {"image": image.tolist(), "models": models}
 
 
@@ -185,12 +235,10 @@ def entropy(probabilities: Probabilities) -> float:
     return -float(positive @ np.log(positive))
 
 
-def picture_box(
-    box: tuple[int, int, int, int], transform: Matrix, size: tuple[int, int], scale: float
-) -> dict[str, int]:
+def picture_box(box: tuple[int, int, int, int], ink: Ink) -> dict[str, int]:
     """Return the box in the upright picture's pixels, around the rotated one: `left`, `top`, `width`, `height`."""
     left, top, right, bottom = box
     corners = np.array([[(left, top), (right, top), (left, bottom), (right, bottom)]], float)
-    corners = cv2.transform(corners, cv2.invertAffineTransform(transform))[0].clip(0, size) * scale
+    corners = cv2.transform(corners, cv2.invertAffineTransform(ink.transform))[0].clip(0, ink.size)
     (left, top), (right, bottom) = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
     return {"left": int(left), "top": int(top), "width": int(right - left), "height": int(bottom - top)}

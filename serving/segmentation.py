@@ -6,12 +6,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from serving.cleaning import Components, Integers, find_components
+from serving.components import Components, Integers, find_components
 from serving.errors import RequestError
 from serving.ink import Mask
 from serving.limits import MAX_PARTS
 
-SMALL = 0.45  # fraction of the text's height; smaller components are parts of digits, dots or minus signs
+MAX_PART_HEIGHT = 0.45  # fraction of the text's height; smaller components may be parts of digits, dots or minus signs
+MIN_DIGIT_HEIGHT = 0.3  # fraction of the text's height; smaller components are no digits of another line
 MIN_LINE_OVERLAP = 0.4  # fraction of the smaller height; components side by side overlap in a line
 MAX_PART_DISTANCE = 0.35  # fraction of the text's height; small components farther from a line are dirt
 MIN_CUT_WIDTH, MIN_CUT_HEIGHT = 0.5, 0.5  # fractions of the text's height; smaller components are not cut
@@ -60,8 +61,12 @@ def find_pieces(mask: Mask) -> Pieces:
 def group_lines(components: Components) -> list[tuple[list[int], float]]:
     """Return the components of each line of text from left to right, and the height of its digits."""
     left, top, width, height = components.boxes.T
-    text = np.median(height[height >= SMALL * height.max()])
-    is_tall = height >= SMALL * text
+    text = np.median(height[height >= MAX_PART_HEIGHT * height.max()])
+    is_tall = height >= MAX_PART_HEIGHT * text
+    for member in np.flatnonzero(~is_tall & (height >= MIN_DIGIT_HEIGHT * text)).tolist():
+        others = np.flatnonzero(height >= MAX_PART_HEIGHT * text).tolist()
+        is_apart = min(distance(components, member, other) for other in others) >= MAX_PART_DISTANCE * text
+        is_tall[member] = is_apart  # a smaller digit, on a line of its own
     lines: list[list[int]] = []
     for member in [it for it in left.argsort().tolist() if is_tall[it]]:
         # A line's last two components, because the last may be only the upper or lower half of a broken digit.

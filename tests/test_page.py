@@ -57,7 +57,9 @@ def open_picture(page: Page, content: bytes) -> None:
 
 
 def expect_text(page: Page, digit: int) -> None:
+    """Wait for a text, and until no request is in progress whose answer would replace the digits."""
     expect(page.locator("#text")).to_have_text(str(digit))
+    expect(page.locator("#predictions")).to_have_attribute("aria-busy", "false")
 
 
 @pytest.mark.parametrize(("page", "digits"), [("light", range(10)), ("dark", range(3))], indirect=["page"])
@@ -110,6 +112,7 @@ def test_lines_of_digits_are_read_with_a_box_around_each(page):
     for digit, left, top in [(2, 60, 60), (7, 160, 60), (4, 60, 240), (0, 160, 240)]:
         draw_with_mouse(page, digit, 110, left, top)
     expect(page.locator("#text span")).to_have_text(["27", "40"])
+    expect(page.locator("#predictions")).to_have_attribute("aria-busy", "false")
     expect(page.locator("#message")).to_contain_text("Confidence: ")
     canvas = page.locator("#drawing").bounding_box()
     boxes = [box.bounding_box() for box in page.locator("#boxes i").all()]

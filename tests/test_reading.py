@@ -72,6 +72,45 @@ def specks(pen, width, height):
         pen.point([(x, y), (x + 1, y)], fill=200)
 
 
+def squared(pen, width, height):
+    ruled(pen, width, height)
+    for column in range(14, width, 62):
+        pen.line([(column, 0), (column + 3, height)], fill=110, width=2)
+
+
+def margin(pen, width, height):
+    ruled(pen, width, height)
+    pen.line([(36, 0), (37, height)], fill=200, width=3)
+
+
+def touched_cell(pen, width, height):
+    pen.rectangle((20, 58, width - 21, height - 26), outline=200, width=3)
+
+
+def colon(pen, width, height):
+    pen.ellipse((width // 2 - 5, 95, width // 2 + 5, 105), fill=255)
+    pen.ellipse((width // 2 - 5, 150, width // 2 + 5, 160), fill=255)
+
+
+def corner_of_a_desk(pen, width, height):
+    pen.polygon([(0, 0), (width, 0), (width, 30), (45, 40), (30, height), (0, height)], fill=230)
+
+
+def desk_around_a_sheet(pen, width, height):
+    pen.rectangle((0, 0, width, height), outline=230, width=40)
+
+
+def smaller_number_below() -> Ink:
+    above, below = write("1572"), write("438")
+    below = np.asarray(Image.fromarray((255 * below).astype(np.uint8)).reduce(2)) / 255
+    return np.concatenate([above, np.pad(below, ((0, 0), (0, above.shape[1] - below.shape[1])))])
+
+
+def indented_lines() -> Ink:
+    lines = [write(text) for text in ("15", "72", "43")]
+    return np.concatenate([np.pad(line, ((0, 0), (150 * row, 300 - 150 * row))) for row, line in enumerate(lines)])
+
+
 NUMBERS = {
     "a row": (lambda: write("1572"), ["1572"]),
     "all digits": (lambda: write("1234567890"), ["1234567890"]),
@@ -87,6 +126,14 @@ NUMBERS = {
     "a cell": (lambda: add(write("3047"), ledger), ["3047"]),
     "dots and a minus sign": (lambda: add(write("62"), dots_and_a_minus_sign), ["62"]),
     "dark objects at the border": (lambda: add(write("9176"), dark_object), ["9176"]),
+    "squared paper": (lambda: add(write("8253"), squared), ["8253"]),
+    "ruled lines with a margin": (lambda: add(write("8253"), margin), ["8253"]),
+    "digits that touch their cell": (lambda: add(write("3046"), touched_cell), ["3046"]),
+    "a colon": (lambda: add(np.hstack([write("27"), write("53")]), colon), ["2753"]),
+    "the corner of a desk": (lambda: add(np.pad(write("9176"), 40), corner_of_a_desk), ["9176"]),
+    "a desk around a sheet": (lambda: add(np.pad(write("9176"), 40), desk_around_a_sheet), ["9176"]),
+    "a smaller number below": (smaller_number_below, ["1572", "438"]),
+    "indented lines": (indented_lines, ["15", "72", "43"]),
     "specks": (lambda: add(write("9176"), specks), ["9176"]),
 }  # fmt: skip
 
@@ -98,6 +145,36 @@ NUMBERS = {
 def test_numbers_are_read(classifiers, kind, colors):
     write_ink, expected = NUMBERS[kind]
     assert read(paint(write_ink(), *colors), classifiers) == expected
+
+
+@pytest.mark.parametrize("colors", [((240, 240, 240), (20, 20, 20)), ((20, 30, 20), (200, 210, 180))])
+def test_numbers_are_read_on_a_sheet_whose_background_is_like_the_ink(classifiers, colors):
+    sheet = Image.fromarray(paint(write("9176"), *colors)).rotate(
+        4, Image.Resampling.BICUBIC, True, fillcolor=colors[1]
+    )
+    background = Image.new("RGB", (sheet.width + 300, sheet.height + 300), colors[1])
+    background.paste(sheet, (150, 150))
+    assert read(background, classifiers) == ["9176"]
+
+
+@pytest.mark.parametrize("size", [(2050, 701), (701, 2050), (4099, 900)])
+def test_boxes_stay_inside_a_picture_that_was_reduced(classifiers, size):
+    ink = write("27")
+    ink = ink[: np.flatnonzero(ink.max(axis=1) > 0.5)[-1]]  # the digits reach the lower border
+    picture = Image.fromarray(paint(ink)).resize(size)
+    (line,) = reading.read_picture(encode(picture), classifiers, 16_000_000)["lines"]
+    boxes = [digit["box"] for digit in line["digits"]]
+    assert max(box["left"] + box["width"] for box in boxes) <= size[0]
+    assert max(box["top"] + box["height"] for box in boxes) == size[1]
+
+
+def test_many_strokes_above_each_other_are_refused(classifiers):
+    """The candidates, runs of strokes that may be one digit, would take seconds to classify."""
+    picture = Image.new("L", (1800, 1100), 255)
+    for x in range(0, 1500, 24):
+        ImageDraw.Draw(picture).line([(x, 1100), (x + 300, 0)], fill=0, width=4)
+    with pytest.raises(RequestError, match="^picture: expected digits side by side, got too many strokes above each"):
+        reading.read_picture(encode(picture), classifiers, 16_000_000)
 
 
 def test_numbers_are_read_across_a_shadow(classifiers):

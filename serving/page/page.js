@@ -20,7 +20,8 @@ const LARGE_KEYBOARD_STEP = 40;
 const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 
 let strokes = []; // {width, points: [[x, y], …]} in canvas pixels
-let picture = null; // ImageBitmap of an opened picture, drawn below the strokes
+let openedFile = null;
+let picture = null; // ImageBitmap of the opened file, drawn below the strokes
 let currentStroke = null;
 let usingKeyboard = false; // whether the last input came from the keyboard: then its cursor is shown
 let cursor = [drawing.width / 2, drawing.height / 2]; // the pen's position when it is moved with the keyboard
@@ -68,6 +69,7 @@ function requestPrediction(source) {
 
 async function sendPending() {
   requestInProgress = true;
+  predictions.ariaBusy = "true";
   while (pendingSource) {
     const source = pendingSource;
     pendingSource = null;
@@ -88,6 +90,7 @@ async function sendPending() {
     else if (!currentStroke) showMessage(content.error); // an unfinished digit is often invalid
   }
   requestInProgress = false;
+  predictions.ariaBusy = "false";
 }
 
 function canvasPng() {
@@ -239,9 +242,13 @@ function undo() {
   renderAndPredict();
 }
 
-function clear() {
+function reset() {
   strokes = [];
-  picture = currentStroke = null;
+  picture = openedFile = currentStroke = null;
+}
+
+function clear() {
+  reset();
   renderAndPredict();
 }
 
@@ -290,13 +297,11 @@ document.addEventListener("keydown", (event) => {
 
 async function openPicture(blob) {
   if (!blob) return;
-  strokes = [];
-  picture = currentStroke = null;
-  try {
-    picture = await createImageBitmap(blob);
-  } catch {
-    // The file is sent as it is, and the server's error is shown.
-  }
+  reset();
+  openedFile = blob;
+  const decoded = await createImageBitmap(blob).catch(() => null); // then the server's error is shown
+  if (openedFile !== blob) return; // cleared, or another one opened
+  picture = decoded;
   render();
   const isLarge = picture && Math.max(picture.width, picture.height) > MAX_PICTURE_SIDE;
   const reduced = isLarge && scaleDown(picture);
