@@ -41,12 +41,13 @@ class Components:
 
     def mask(self, keep: npt.NDArray[np.bool_]) -> Mask:
         """Return a mask of the components for which `keep`, [n], is true."""
-        return np.append(np.uint8(0), keep.astype(np.uint8))[self.labels]
+        return np.append(np.uint8(0), keep.astype(np.uint8)).take(self.labels)
 
 
 def find_components(mask: Mask, maximum: int = MAX_COMPONENTS) -> Components:
     """Label the components of a mask. Raises RequestError if there are none, or more than `maximum`."""
-    count, labels, stats, centers = cv2.connectedComponentsWithStats(mask)
+    block_based = cv2.CCL_BBDT  # three times as fast as the default
+    count, labels, stats, centers = cv2.connectedComponentsWithStatsWithAlgorithm(mask, 8, cv2.CV_32S, block_based)
     if count == 1:  # the background
         raise RequestError("picture: expected digits, got an empty picture", 422)
     if count - 1 > maximum:
