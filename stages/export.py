@@ -41,9 +41,12 @@ def export_onnx(classifier: Classifier, metadata: dict[str, str]) -> onnx.ModelP
     assert program is not None  # it is, if dynamo=True
     onnx_model = program.model_proto
     graph = onnx_model.graph
-    for part in (graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node):
+    for part in (graph, *graph.input, *graph.output, *graph.initializer, *graph.node):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+    for node in graph.node:
+        if node.op_type == "Reshape":
+            node.ClearField("attribute")  # allowzero, which no shape here needs and onnx2torch does not support
     graph.name = metadata["model_name"]
     onnx_model.ir_version = IR_VERSION
     onnx_model.producer_version = TORCH_VERSION

@@ -39,6 +39,7 @@ def write_model(name: str, model: ModelProto, classes: list[str]) -> None:
 
     Raises onnx.checker.ValidationError if the model is invalid.
     """
+    model.graph.ClearField("value_info")  # with the symbolic batch size; tract cannot unify it with a fixed one
     onnx_file, config, labels = files = (artifacts.onnx(name), artifacts.triton_config(name), artifacts.labels(name))
     with artifacts.atomic_write(onnx_file) as path:
         path.write_bytes(model.SerializeToString(deterministic=True))

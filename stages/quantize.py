@@ -43,7 +43,6 @@ def pool_after_relu(model: ModelProto) -> ModelProto:
             pool.input[0], pool.output[0] = second.input[0], second.output[0]
             first.CopyFrom(onnx.helper.make_node("Relu", first.input, first.output, second.name))
             second.CopyFrom(pool)
-    model.graph.ClearField("value_info")  # intermediate shapes, which the swap changes
     return model
 
 
@@ -67,6 +66,7 @@ def quantize_int8(model: ModelProto, images: NDArray[np.uint8]) -> ModelProto:
             op_types_to_quantize=QUANTIZED,
             per_channel=True,
             reduce_range=True,
+            extra_options={"QuantizeBias": False},  # OpenCV 5 does not load int32 biases; ONNX Runtime quantizes them
         )
         return onnx.load(quantized)
 

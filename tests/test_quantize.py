@@ -27,8 +27,10 @@ def test_weights_are_int8_with_a_scale_per_channel(model):
     assert layers
     for node in layers:
         weights, scales = (tensors[name] for name in dequantized[node.input[1]].input[:2])
+        biases = tensors[node.input[2]]
         assert weights.data_type == TensorProto.INT8
-        assert scales.dims == tensors[dequantized[node.input[2]].input[0]].dims  # one for each channel, like the biases
+        assert biases.data_type == TensorProto.FLOAT
+        assert scales.dims == biases.dims  # one for each channel
 
 
 def test_probabilities_are_positive_and_sum_to_1(model):

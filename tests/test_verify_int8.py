@@ -22,7 +22,7 @@ def test_the_int8_variants_accuracy_drop_is_measured(models):
 
 
 def test_an_accuracy_drop_above_the_maximum_is_a_user_error_after_it_is_written(models):
-    change_one_weight("cnn_int8", "network.output.bias_quantized", 2**24)
+    change_one_weight("cnn_int8", "network.output.bias", 1000)
     with pytest.raises(UserError, match=r"^cnn: expected an accuracy drop of at most 0.05 .*, got .* in int8, .* in f"):
         verify_int8.main("cnn")
     verification = artifacts.read_json(artifacts.verification_int8("cnn"))
@@ -31,6 +31,6 @@ def test_an_accuracy_drop_above_the_maximum_is_a_user_error_after_it_is_written(
 
 
 def test_an_accuracy_drop_up_to_the_maximum_passes(models, change):
-    change_one_weight("cnn_int8", "network.output.bias_quantized", 2**24)
+    change_one_weight("cnn_int8", "network.output.bias", 1000)
     change({"int8.max_accuracy_drop": 1.0})
     verify_int8.main("cnn")
