@@ -29,7 +29,7 @@ cv2.setNumThreads(1)  # the server reads pictures in parallel
 
 UNREAD = "?"  # in the text, for a digit without a label
 MIN_HEIGHT = 0.35  # fraction of the line's height; smaller candidates are no digits
-MAX_DIGIT_PIECES = 16
+MAX_DIGIT_PIECES = 16  # into which one digit may be broken and cut
 MAX_WIDTH = 1.4  # times the line's height; wider candidates are several digits
 MAX_GAP = 0.12  # fraction of the line's height between pieces of one digit
 SKIP_PROBABILITY = 0.6  # that a small component, such as a dot, belongs to no digit
@@ -37,7 +37,7 @@ CUT_PROBABILITY = 0.5  # that a component holds several digits, if its aspect ra
 CUT_ASPECT = 1.15  # width / height of a component that holds one digit or several
 ASPECT_SLOPE = 4  # of the logarithm of the odds between both
 BATCH_SIZE = 256  # images
-MIN_SHEET = 0.1  # mean width of ink as a fraction of the longer side; if it is wider, it may be a desk
+MAX_TEXT_STROKE = 0.1  # mean stroke width as a fraction of the picture's shorter side; wider ink may be a desk
 EMPTY_PROBABILITY = 0.05  # of each class, for a shape without strokes
 
 Probabilities = npt.NDArray[np.float32]
@@ -71,7 +71,7 @@ def read_image(picture: Image.Image, size: tuple[int, int], models: Iterable[Mod
     ink = extract_ink(pixels, size)
     lines, error = try_to_read(ink, classifiers)
     is_read = lines and not any(UNREAD in line["text"] for line in lines)
-    if not is_read and stroke_width(ink.mask) > MIN_SHEET * min(ink.mask.shape):
+    if not is_read and stroke_width(ink.mask) > MAX_TEXT_STROKE * min(ink.mask.shape):
         with contextlib.suppress(RequestError):  # a sheet on a desk may have been taken for ink
             inverse, _ = try_to_read(extract_ink(~pixels, size), classifiers)
             lines = inverse if count_labels(inverse) > max(1, count_labels(lines)) else lines
