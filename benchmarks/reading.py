@@ -2,8 +2,9 @@
 
 Each picture is drawn from a seed of its own, under one condition of benchmarks/handwriting.py: a number of 1 to 10
 digits, two of them, or a pair of touching digits. Texts are aligned by edit distance: a digit is refused if the text
-has `?` in its place, and wrong if it has another digit or none there. A number is refused if its text has a `?`, and
-wrong if it differs in another way, such as by a digit too many. A letter or shape is read if a part has a label.
+has `?` in its place, and wrong if it has another digit there; if it is missing, it is refused if the text has a `?`
+elsewhere, else wrong. A number is refused if its text has a `?`, and wrong if it differs in another way, such as by a
+digit too many. A letter or shape is read if a part has a label.
 """
 
 import argparse

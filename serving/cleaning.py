@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.components import Components, find_components
-from serving.ink import Ink, Mask, shrink
+from serving.ink import Ink, Mask, shrink, stroke_width
 from serving.limits import MAX_PARTS
 from serving.ruled_lines import erase_level_lines, find_level_lines, remove_ruled_lines
 
@@ -58,12 +58,9 @@ def remove_frames(mask: Mask) -> Mask:
     """
     components = find_components(mask)
     is_frame, is_hollow = find_frames(mask, components)
-    is_thin = components.stroke_widths() < MAX_BORDER_STROKE * components.boxes[:, 2:].min(axis=1)
     rest = components.mask(~is_frame)
-    for number in np.flatnonzero((is_frame | is_hollow) & is_thin):
-        left, top, width, height = components.boxes[number]
-        area = slice(top, top + height), slice(left, left + width)
-        cell = (components.labels[area] == number + 1).astype(np.uint8)
+    for index in np.flatnonzero(is_frame | is_hollow).tolist():
+        area, cell = components.crop(index)
         digits = erase_border(cell)
         if digits.any():
             rest[area] = rest[area] & ~cell | digits
@@ -87,6 +84,8 @@ def find_frames(mask: Mask, components: Components) -> tuple[Flags, Flags]:
 
 def erase_border(mask: Mask) -> Mask:
     """Remove the border from a crop of a cell's border and the digits that touch it; empty if there is no border."""
+    if stroke_width(np.pad(mask, 1)) >= MAX_BORDER_STROKE * min(mask.shape):
+        return np.zeros_like(mask)
     for _ in range(2):
         lines = find_level_lines(mask, MIN_BORDER_EXTENT)
         if not lines.any() or len(find_components(lines).areas) < 2:

@@ -39,6 +39,12 @@ class Components:
         distance = cv2.distanceTransform(is_ink.astype(np.uint8), cv2.DIST_L2, 3)
         return 4 * np.bincount(self.labels[is_ink], distance[is_ink])[1:] / self.areas
 
+    def crop(self, index: int) -> tuple[tuple[slice, slice], Mask]:
+        """Return the rows and columns of a component's box, and a mask of the component within."""
+        left, top, width, height = self.boxes[index].tolist()
+        area = slice(top, top + height), slice(left, left + width)
+        return area, (self.labels[area] == index + 1).astype(np.uint8)
+
     def mask(self, keep: npt.NDArray[np.bool_]) -> Mask:
         """Return a mask of the components for which `keep`, [n], is true."""
         return np.append(np.uint8(0), keep.astype(np.uint8)).take(self.labels)

@@ -26,7 +26,7 @@ TRANSPOSITIONS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = [TRANSPOSITIONS[orientation] for orientation in (5, 6, 7, 8)]
+FIRST_SIDEWAYS_ORIENTATION = 5  # from this one on, they swap width and height
 MIN_SIDE, MAX_SIDE = 100, 2048  # pixels; pictures are resized until their longer side is within these
 
 
@@ -38,9 +38,9 @@ def decode_picture(content: bytes, max_pixels: int) -> tuple[Image.Image, tuple[
     picture = load_pixels(content, max_pixels)
     size = Image.open(io.BytesIO(content), formats=FORMATS).size
     with contextlib.suppress(Exception):  # metadata may be corrupt in a picture that is not
-        transposition = TRANSPOSITIONS[picture.getexif()[ExifTags.Base.Orientation]]
-        picture = picture.transpose(transposition)
-        size = size[::-1] if transposition in SIDEWAYS else size
+        orientation = picture.getexif()[ExifTags.Base.Orientation]
+        picture = picture.transpose(TRANSPOSITIONS[orientation])
+        size = size[::-1] if orientation >= FIRST_SIDEWAYS_ORIENTATION else size
     if picture.mode.startswith("I"):
         picture = reduce_bit_depth(picture)
     picture = resize_picture(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))

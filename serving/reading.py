@@ -69,24 +69,20 @@ def read_image(picture: Image.Image, size: tuple[int, int], models: Iterable[Mod
     pixels = np.asarray(picture)
     pixels = ~pixels if is_light_on_dark(pixels) else pixels
     ink = extract_ink(pixels, size)
-    lines, error = try_to_read(ink, classifiers)
-    is_read = lines and not any(UNREAD in line["text"] for line in lines)
+    lines: list[Line] = []
+    error: RequestError | None = None
+    try:
+        lines = read_ink(ink, classifiers)
+    except RequestError as caught:
+        error = caught
+    is_read = lines and all(UNREAD not in line["text"] for line in lines)
     if not is_read and stroke_width(ink.mask) > MAX_TEXT_STROKE * min(ink.mask.shape):
         with contextlib.suppress(RequestError):  # a sheet on a desk may have been taken for ink
-            inverse, _ = try_to_read(extract_ink(~pixels, size), classifiers)
+            inverse = read_ink(extract_ink(~pixels, size), classifiers)
             lines = inverse if count_labels(inverse) > max(1, count_labels(lines)) else lines
-    if not lines:
-        assert error
+    if error and not lines:
         raise error
     return lines
-
-
-def try_to_read(ink: Ink, classifiers: list[Model]) -> tuple[list[Line], RequestError | None]:
-    """Return the lines of text in ink, or no line and the error."""
-    try:
-        return read_ink(ink, classifiers), None
-    except RequestError as error:
-        return [], error
 
 
 def count_labels(lines: list[Line]) -> int:

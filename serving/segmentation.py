@@ -44,9 +44,8 @@ def find_pieces(mask: Mask) -> Pieces:
     pieces: list[tuple[tuple[int, ...], int, int, float, int]] = []
     for number, (line, height) in enumerate(group_lines(components)):
         for component in line:
-            left, top, width, rows = components.boxes[component].tolist()
-            area = slice(top, top + rows), slice(left, left + width)
-            part = (components.labels[area] == component + 1).astype(np.uint8)
+            left, top, width, _ = components.boxes[component].tolist()
+            area, part = components.crop(component)
             indices = cut(part, height)
             labels[area] += (len(pieces) + 1 + indices) * part
             for index in range(indices.max() + 1):
@@ -63,9 +62,9 @@ def group_lines(components: Components) -> list[tuple[list[int], float]]:
     left, top, width, height = components.boxes.T
     text = np.median(height[height >= MAX_PART_HEIGHT * height.max()])
     is_tall = height >= MAX_PART_HEIGHT * text
+    tall = np.flatnonzero(is_tall).tolist()
     for member in np.flatnonzero(~is_tall & (height >= MIN_DIGIT_HEIGHT * text)).tolist():
-        others = np.flatnonzero(height >= MAX_PART_HEIGHT * text).tolist()
-        is_apart = min(distance(components, member, other) for other in others) >= MAX_PART_DISTANCE * text
+        is_apart = min(distance(components, member, other) for other in tall) >= MAX_PART_DISTANCE * text
         is_tall[member] = is_apart  # a smaller digit, on a line of its own
     lines: list[list[int]] = []
     for member in [it for it in left.argsort().tolist() if is_tall[it]]:

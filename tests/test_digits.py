@@ -276,7 +276,7 @@ def test_what_phones_append_to_a_picture_is_not_counted_as_its_scans():
 
 @pytest.mark.parametrize("size", [(65_000, 1), (1, 65_000)])
 def test_a_jpeg_of_one_row_or_column_is_decoded(size):
-    assert pictures.load_pixels(encode(Image.new("L", size), "JPEG"), MAX_PIXELS).size in (size, (8125, 1), (1, 8125))
+    assert pictures.load_pixels(encode(Image.new("L", size), "JPEG"), MAX_PIXELS).size == size
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])

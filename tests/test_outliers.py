@@ -11,8 +11,6 @@ from stages.dataset import Split
 from stages.params import Outliers, OutlierSources
 
 CHARACTERS = "AEK?"
-
-
 OUTLIERS = Outliers(fraction=0.25, weight=1.0)
 
 
@@ -71,7 +69,7 @@ def test_a_turned_bar_lies_on_its_side():
     assert lying.any(axis=0).sum() > 30 > 10 > lying.any(axis=1).sum()
 
 
-def test_only_images_with_the_labels_of_the_recipe_are_turned(monkeypatch):
+def test_only_images_with_the_labels_of_the_sources_are_turned(monkeypatch):
     split, seen = random_split(40), []
     monkeypatch.setattr(outliers, "turn", lambda images, rng: seen.append(images) or outliers.blank_image())
     outliers.make_outliers(split, OutlierSources(quarter_turn=[2, 7]), 100, 0)
