@@ -5,7 +5,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_CUSTOM_COMPILE_COMMAND := make requirements
 
-.PHONY: help repro pipeline test test-slow serve bench bench-training bench-serving bench-inference bench-reading ablation \
+.PHONY: help repro pipeline test test-slow triton serve bench bench-training bench-serving bench-inference bench-reading ablation \
 	reproduce integrity restore requirements repository
 
 help: ## list these targets
@@ -26,6 +26,8 @@ test: .venv/for-test ## lint, check types, run the quick tests (run make repro f
 
 test-slow: .venv/for-test ## test the commands of README.md and docs/ and a reproduction, in a miniature pipeline
 	$(BIN)/pytest -m slow
+
+triton: build/triton/installed ## install a Triton server in build/, with which tests compare this project's (Linux)
 
 serve: pipeline .venv/for-serve ## serve the models on http://127.0.0.1:8000 (OPTIONS='--port 8001')
 	$(BIN)/python -m serving --lock dvc.lock $(OPTIONS)
@@ -68,6 +70,17 @@ requirements: $(BIN)/uv ## lock pyproject.toml's dependencies in requirements/ (
 
 .venv/for-%: requirements/%.txt | $(BIN)/uv
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --requirement $<
+	@touch $@
+
+# Triton's own server with its Python backend, and what tests/triton/onnxruntime needs in that backend's Python 3.11,
+# whose shared library (Debian: libpython3.11) Triton needs, too.
+build/triton/installed: tests/triton/onnxruntime/model.py | $(BIN)/uv
+	$(BIN)/uv pip install --target $(@D)/server --no-deps --python-version 3.12 nvidia-pytriton==0.7.0
+	$(BIN)/uv pip install --target $(@D)/packages --python-version 3.11 numpy==1.26.4 onnxruntime==1.22.1
+	mkdir -p $(@D)/backends
+	cp -r $(@D)/server/pytriton/tritonserver/backends/python tests/triton/onnxruntime $(@D)/backends
+	install $(@D)/server/pytriton/tritonserver/python_backend_stubs/3.11/triton_python_backend_stub $(@D)/backends/python
+	chmod +x $(@D)/server/pytriton/tritonserver/bin/tritonserver
 	@touch $@
 
 $(BIN)/uv: requirements/uv.txt | repository

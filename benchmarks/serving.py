@@ -107,7 +107,7 @@ def measure_servers(seconds: float, rounds: int, interpreters: list[str]) -> lis
 
 def server_commands(interpreters: list[str]) -> Iterator[tuple[str, list[str], int]]:
     """Yield the name, the command and the port of this server and of each peer that an interpreter can import."""
-    arguments = ["--threads", "1", "--workers", "1", "--port", str(FIRST_PORT)]
+    arguments = ["--workers", "1", "--port", str(FIRST_PORT)]
     yield OURS, [sys.executable, "-m", "serving", *arguments], FIRST_PORT
     for number, peer in enumerate(PEERS, start=1):
         port = FIRST_PORT + 2 * number
@@ -153,7 +153,7 @@ def http_request(format: str, images: NDArray[np.uint8]) -> bytes:
         header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
         headers = ["Content-Type: application/octet-stream", f"Inference-Header-Content-Length: {len(header)}"]
         body = header + images.tobytes()
-    lines = [f"POST /v2/models/{MODEL}/infer HTTP/1.1", "Host: benchmark", f"Content-Length: {len(body)}", *headers]
+    lines = [f"POST /v2/models/{MODEL}/infer HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers]
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body
 
 

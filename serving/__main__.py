@@ -1,71 +1,176 @@
 """Serve a model repository: `python -m serving --help`."""
 
 import argparse
+import asyncio
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import grpc
 import joblib
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
-from serving import models
+from serving import models, rpc
 from serving.app import create_app
-from serving.connections import LimitedConnection
+from serving.connection import Connection
 from serving.errors import StartError
+from serving.guard import LOOPBACK_HOSTS
 from serving.limits import Limits
+from serving.repository import MODES, Repository
+
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
+ALLOWED_HOST_HELP = (
+    "name that the Host of requests may have; *: any (default: loopback names if --host is one, else any)"
+)
+DRAIN_SECONDS = 1  # of accepting requests after a signal: those that were sent before it have arrived by then
 
 
 def main() -> None:
-    """Run the server until SIGTERM or SIGINT, which shut it down gracefully."""
+    """Run the server until SIGTERM, SIGINT or SIGHUP, which shut it down gracefully."""
     arguments = parse_arguments()
+    with ThreadPoolExecutor(arguments.workers) as executor, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        try:
+            runner.run(serve(arguments, executor))
+        except StartError as error:
+            sys.exit(f"serving: {error}")
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's event loop where it exists."""
     try:
-        loaded = models.load_models(arguments.repository, arguments.threads, arguments.lock)
-    except StartError as error:
-        sys.exit(f"serving: {error}")
+        import uvloop
+    except ImportError:  # on Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> None:
+    """Load the models, and serve them over HTTP and gRPC until a signal. Raises StartError if that is impossible."""
     limits = Limits(
         max_body_bytes=arguments.max_body,
-        max_images=arguments.max_batch,
         max_pixels=arguments.max_pixels,
         max_connections=arguments.max_connections,
         timeout_seconds=arguments.timeout,
     )
-    # After its graceful shutdown, Uvicorn raises the signal again: exit with status 0 instead of being killed by it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    with ThreadPoolExecutor(arguments.workers) as executor:
-        uvicorn.run(
-            create_app(loaded, executor, limits, arguments.log_requests),
-            host=arguments.host,
-            port=arguments.port,
-            http=partial(LimitedConnection, limits=limits),  # type: ignore[arg-type]  # only called, like a class
-            loop="auto",
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=limits.timeout_seconds,
-            timeout_graceful_shutdown=limits.timeout_seconds,
-        )
+    repository = Repository(arguments.repository, executor, arguments.model_control_mode, arguments.lock)
+    repository.start(arguments.load_model if arguments.model_control_mode == "explicit" else ["*"])
+    app = create_app(
+        repository,
+        executor,
+        limits,
+        allowed_hosts=allowed_hosts(arguments),
+        strict_readiness=arguments.strict_readiness,
+        log_requests=arguments.log_requests,
+    )
+    if arguments.trace:
+        from serving import tracing  # needs the extra `trace`
+
+        app = tracing.export(app)
+    if arguments.allow_origin:
+        app = CORSMiddleware(app, allow_origins=arguments.allow_origin, allow_methods=["*"], allow_headers=["*"])
+    connections: dict[Connection, None] = {}
+    http_server = create_http_server(arguments, app, limits, connections)
+    credentials = None
+    if arguments.ssl_certfile:
+        pair = (models.read_bytes(arguments.ssl_keyfile), models.read_bytes(arguments.ssl_certfile))
+        credentials = grpc.ssl_server_credentials([pair])
+    async with (
+        rpc.serve(repository, limits, grpc_address(arguments), credentials, arguments.strict_readiness),
+        asyncio.TaskGroup() as tasks,
+    ):
+        polling = tasks.create_task(repository.poll(arguments.repository_poll_secs))
+        await run_until_signal(http_server, connections, repository)
+        polling.cancel()
+
+
+def create_http_server(
+    arguments: argparse.Namespace, app: ASGIApp, limits: Limits, connections: dict[Connection, None]
+) -> uvicorn.Server:
+    """Return Uvicorn with `Connection` before its HTTP protocols. Raises StartError if a file for TLS is invalid."""
+    config = uvicorn.Config(
+        app,
+        arguments.host,
+        arguments.port,
+        http=partial(Connection, limits, connections),  # type: ignore[arg-type]  # only called, like a class
+        lifespan="off",
+        ws="none",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=limits.timeout_seconds,
+        timeout_graceful_shutdown=limits.timeout_seconds,
+        ssl_certfile=arguments.ssl_certfile,
+        ssl_keyfile=arguments.ssl_keyfile,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one, too
+        raise StartError(f"{arguments.ssl_certfile}: expected a certificate and its key, got: {error}") from error
+    return uvicorn.Server(config)
+
+
+async def run_until_signal(server: uvicorn.Server, connections: dict[Connection, None], repository: Repository) -> None:
+    """Run Uvicorn until a signal, and shut it down when all requests that were sent before the signal are answered."""
+    running = asyncio.create_task(server.serve(sockets=[server.config.bind_socket()]))
+    while not server.started and not running.done():
+        await asyncio.sleep(0)  # a longer wait would leave the first signals to Uvicorn
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for name in SIGNALS:  # instead of Uvicorn's handlers, which close connections whose requests have not been read
+        if number := getattr(signal, name, None):
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
+    repository.closing = True
+    await asyncio.sleep(DRAIN_SECONDS)
+    server.should_exit = True
+    for connection in [*connections]:
+        if connection.http is None:  # unknown to Uvicorn yet
+            connection.close()
+    await running
+
+
+def grpc_address(arguments: argparse.Namespace) -> str:
+    """Return the address for gRPC: by default, the port after that for HTTP."""
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    return f"{host}:{arguments.grpc_port or arguments.port + 1}"
+
+
+def allowed_hosts(arguments: argparse.Namespace) -> list[str]:
+    """Return the names that the Host of a request may have; none: all."""
+    if "*" in arguments.allowed_host or (not arguments.allowed_host and arguments.host not in LOOPBACK_ADDRESSES):
+        return []
+    return arguments.allowed_host or list(LOOPBACK_HOSTS)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m serving",
-        description="Serve a model repository over the Open Inference Protocol (HTTP), with a demo page.",
+        description="Serve a model repository over the Open Inference Protocol (HTTP and gRPC), with a demo page.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    add_list = partial(add, action="append", default=[])
     add("repository", type=Path, nargs="?", default=models.REPOSITORY, help="directory with NAME/VERSION/model.onnx")
     add("--lock", type=Path, metavar="FILE", help="a dvc.lock: serve only files whose MD5 digests it records")
+    add("--model-control-mode", choices=MODES, default="none", help="when models are loaded and unloaded")
+    add_list("--load-model", metavar="NAME", help="load at start in explicit mode; *: all")
+    add("--strict-readiness", action="store_true", help="be ready only if every model is")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all IPv4 interfaces")
-    add("--port", type=port_number, default=8000, help="port to listen on")
+    add("--port", type=port_number, default=8000, help="port for HTTP")
+    add("--grpc-port", type=port_number, metavar="PORT", help="port for gRPC (default: the one after --port)")
+    add_list("--allowed-host", metavar="NAME", help="accept requests whose Host is this; *: any")
+    add_list("--allow-origin", metavar="URL", help="let pages of this origin send requests (CORS)")
+    add("--ssl-certfile", type=Path, metavar="FILE", help="certificate chain: serve with TLS")
+    add("--ssl-keyfile", type=Path, metavar="FILE", help="private key of the certificate")
     add_number = partial(add, type=positive_integer)
-    add_number("--threads", default=1, help="intra-op threads per session")
+    add_number("--repository-poll-secs", default=15, metavar="SECONDS", help="interval of the mode poll")
     add_number("--workers", default=joblib.cpu_count(), help="batches that run in parallel")
     add_number("--max-body", default=Limits.max_body_bytes, metavar="BYTES", help="maximum request body, bytes")
-    add_number("--max-batch", default=Limits.max_images, metavar="N", help="maximum images per inference request")
     add_number("--max-pixels", default=Limits.max_pixels, metavar="N", help="maximum pixels per picture")
     add_number("--max-connections", default=Limits.max_connections, metavar="N", help="maximum open connections")
     add_number(
@@ -74,8 +179,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SECONDS",
         help="maximum time to receive a request, to send a response, to keep an idle connection, and to shut down",
     )
+    add("--trace", action="store_true", help="send OpenTelemetry traces over OTLP (extra `trace`)")
     add("--log-requests", action="store_true", help="print one line of JSON per request")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if bool(arguments.ssl_certfile) != bool(arguments.ssl_keyfile):
+        parser.error("expected --ssl-certfile and --ssl-keyfile together, got one of them")
+    return arguments
 
 
 def positive_integer(text: str) -> int:

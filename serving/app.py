@@ -2,16 +2,15 @@
 
 import re
 from asyncio import Semaphore, get_running_loop
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
-from time import perf_counter
+from time import perf_counter_ns
 from typing import Any
 
 import orjson
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -19,14 +18,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from serving import __version__, forms, protocol, reading
+from serving import forms, inference, protocol, reading
 from serving.batching import Batcher
+from serving.bodies import Bodies, Upload
+from serving.config import config_to_dict
 from serving.errors import RequestError
-from serving.limits import MAX_CONCURRENT_BODIES, MAX_ERROR_CHARACTERS, Limits
-from serving.metrics import DIGIT_SECONDS, InferenceMetrics, MetricsMiddleware
+from serving.guard import Guard
+from serving.limits import MAX_ERROR_CHARACTERS, Limits
+from serving.metrics import DIGIT_SECONDS, MetricsMiddleware
 from serving.models import Model
+from serving.repository import Repository
+from serving.statistics import StatisticsCollector
 
-SERVER_NAME = "mnist-pipeline"
 PAGE_FILES = {"/": "text/html", "/page.js": "text/javascript", "/page.css": "text/css", "/icon.svg": "image/svg+xml"}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -37,57 +40,75 @@ PAGE_HEADERS = {
 }
 
 
-def create_app(models: dict[str, Model], executor: Executor, limits: Limits, log_requests: bool) -> ASGIApp:
-    """Return the ASGI application that serves these models; `executor` runs inference and picture processing."""
+def create_app(
+    repository: Repository,
+    executor: Executor,
+    limits: Limits,
+    *,
+    allowed_hosts: Collection[str] = (),
+    strict_readiness: bool = False,
+    log_requests: bool = False,
+) -> ASGIApp:
+    """Return the ASGI application that serves a repository; `executor` runs picture processing.
+
+    Without `allowed_hosts`, requests may name any host. With `strict_readiness`, the server is ready only if every
+    model is.
+    """
     app = Starlette(routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False
-    app.state.models = models
-    app.state.batchers = {name: Batcher(model, executor) for name, model in models.items()}
-    app.state.metrics = {name: InferenceMetrics(name) for name in models}
+    app.state.repository = repository
     app.state.executor = executor
     app.state.picture_slot = Semaphore(1)  # pictures are slow: inference requests wait for one at most
-    app.state.limits = limits
-    app.state.body_bytes = 0  # bodies of all unfinished requests
-    return MetricsMiddleware(app, models, log_requests)
+    app.state.max_pixels = limits.max_pixels
+    app.state.bodies = Bodies(limits)
+    app.state.strict_readiness = strict_readiness
+    app.state.registry = CollectorRegistry()
+    body_bytes = Gauge("serving_body_bytes", "Bytes of the request bodies in memory", registry=app.state.registry)
+    body_bytes.set_function(lambda: app.state.bodies.bytes)
+    app.state.registry.register(StatisticsCollector(lambda: [it.statistics for it in repository.find_all()]))
+    return Guard(MetricsMiddleware(app, repository.entries, log_requests), allowed_hosts)
 
 
 async def infer(request: Request) -> Response:
     """Answer an inference request."""
-    model = requested_model(request)
-    state = request.app.state
-    times = [perf_counter()]  # at the start and after each stage
-    async with receive_body(request) as body:
-        times.append(perf_counter())
-        parsed = protocol.parse_request(body, json_length(request), model, state.limits.max_images)
-        times.append(perf_counter())
-        only_request = len(request.scope["state"]["tasks"]) == 1
-        outputs = await state.batchers[model.name].infer(parsed.inputs, parsed.batch_size, only_request)
-    times.append(perf_counter())
-    content, length = protocol.serialize_response(model, parsed, outputs)
-    times.append(perf_counter())
-    state.metrics[model.name].observe(parsed.batch_size, times)
-    if length is None:
-        return Response(content, media_type="application/json")
-    headers = {protocol.JSON_LENGTH_HEADER: str(length)}
-    return Response(content, headers=headers, media_type="application/octet-stream")
+    batcher = requested_batcher(request)
+    statistics = batcher.statistics
+    start = perf_counter_ns()
+    async with Upload(request.app.state.bodies, request) as body:
+        received = perf_counter_ns()
+        statistics.receive.add(received - start)
+        parsed = protocol.parse_request(body, json_length(request), batcher.model)
+        statistics.parse.add(perf_counter_ns() - received)
+        outputs = await inference.infer(batcher, parsed)
+    computed = perf_counter_ns()
+    content, length = protocol.serialize_response(batcher.model, parsed, outputs)
+    headers, media_type = {}, "application/json"
+    if length is not None:
+        headers, media_type = {protocol.JSON_LENGTH_HEADER: str(length)}, "application/octet-stream"
+    if encoding := accepted_encoding(request):
+        content = protocol.compress(content, encoding)
+        headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
+    statistics.serialize.add(perf_counter_ns() - computed)
+    return Response(content, headers=headers, media_type=media_type)
 
 
 async def read_digits(request: Request) -> Response:
     """Answer with the lines of text in a picture."""
     state = request.app.state
-    async with receive_body(request) as body, state.picture_slot:
+    async with Upload(state.bodies, request) as body, state.picture_slot:
         if await request.is_disconnected():
             raise ClientDisconnect
+        models = [state.repository.find(name).model for name in state.repository.ready()]
         content_type = request.headers.get("content-type", "")
-        read = partial(read_upload, body, content_type, state.models.values(), state.limits.max_pixels)
+        read = partial(read_upload, body, content_type, models, state.max_pixels)
         with DIGIT_SECONDS.time():
             answer = await get_running_loop().run_in_executor(state.executor, read)
     return json_response(answer)
 
 
-def read_upload(body: bytes, content_type: str, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:
+def read_upload(body: bytes | bytearray, content_type: str, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:
     """Read the picture in a request's body, which may be a form."""
-    return reading.read_picture(forms.read_upload(body, content_type), models, max_pixels)
+    return reading.read_picture(forms.read_upload(bytes(body), content_type), models, max_pixels)
 
 
 async def server_live(request: Request) -> Response:
@@ -96,28 +117,76 @@ async def server_live(request: Request) -> Response:
 
 
 async def server_ready(request: Request) -> Response:
-    """Answer the readiness probe; the models are loaded before the server listens."""
-    return json_response({"ready": True})
+    """Answer the readiness probe."""
+    repository = request.app.state.repository
+    ready = repository.is_ready(request.app.state.strict_readiness)
+    return json_response({"ready": ready}, 200 if ready else 503)
 
 
 async def server_metadata(request: Request) -> Response:
     """Answer with the server's name, version and protocol extensions."""
-    return json_response({"name": SERVER_NAME, "version": __version__, "extensions": ["binary_tensor_data"]})
+    return json_response(protocol.SERVER_METADATA)
 
 
 async def model_ready(request: Request) -> Response:
     """Answer a model's readiness probe."""
-    return json_response({"name": requested_model(request).name, "ready": True})
+    try:
+        name = requested_batcher(request).model.name
+    except RequestError as error:
+        raise RequestError(str(error)) from error  # with status 400, as in Triton
+    return json_response({"name": name, "ready": True})
 
 
 async def model_metadata(request: Request) -> Response:
     """Answer with a model's inputs and outputs."""
-    return json_response(protocol.model_metadata(requested_model(request)))
+    return json_response(protocol.model_metadata([batcher.model for batcher in requested_batchers(request)]))
+
+
+async def model_config(request: Request) -> Response:
+    """Answer with a model's configuration."""
+    return json_response(config_to_dict(requested_batcher(request).model.config))
+
+
+async def model_statistics(request: Request) -> Response:
+    """Answer with the statistics of a model's version, of all its versions, or of all models."""
+    try:
+        batchers = requested_batchers(request)
+    except RequestError as error:
+        raise RequestError(str(error)) from error  # with status 400, as in Triton
+    return json_response({"model_stats": [batcher.statistics.to_dict() for batcher in batchers]})
+
+
+async def repository_index(request: Request) -> Response:
+    """Answer with the state of every model."""
+    message = await receive_message(request)
+    ready = protocol.get_field(message, "ready", bool, False)
+    return json_response([*request.app.state.repository.index(ready)])
+
+
+async def load_model(request: Request) -> Response:
+    """Load a model from the repository."""
+    if protocol.get_parameters(await receive_message(request)):
+        raise RequestError("parameters: expected none, got some; a model is configured by its files")
+    await request.app.state.repository.load(request.path_params["model"])
+    return Response()
+
+
+async def unload_model(request: Request) -> Response:
+    """Stop serving a model."""
+    await receive_message(request)
+    await request.app.state.repository.unload(request.path_params["model"])
+    return Response()
+
+
+async def shared_memory(request: Request) -> Response:
+    """Refuse the extensions for shared memory."""
+    raise RequestError("shared memory: expected data in requests; this server has no regions", 501)
 
 
 async def metrics(request: Request) -> Response:
     """Answer with the metrics in Prometheus's text format."""
-    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    content = generate_latest() + generate_latest(request.app.state.registry)
+    return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def page(request: Request) -> Response:
@@ -127,47 +196,33 @@ async def page(request: Request) -> Response:
     return Response(content, headers=PAGE_HEADERS, media_type=PAGE_FILES[path])
 
 
-def requested_model(request: Request) -> Model:
-    """Return the model that the path names. Raises RequestError if the model or its version does not exist."""
-    models: dict[str, Model] = request.app.state.models
-    name = request.path_params["model"]
-    if name not in models:
-        raise RequestError(f"model: expected one of {', '.join(models)}, got {name!r}", 404)
-    model = models[name]
-    version = request.path_params.get("version", model.version)
-    if version != model.version:
-        raise RequestError(f"version of {name}: expected {model.version}, got {version!r}", 404)
-    return model
+def requested_batcher(request: Request) -> Batcher:
+    """Return the queue of the model that the path names. Raises RequestError if the model or version is not served."""
+    path = request.path_params
+    repository: Repository = request.app.state.repository
+    return repository.find(path["model"], path.get("version", ""))
 
 
-@asynccontextmanager
-async def receive_body(request: Request) -> AsyncIterator[bytes]:
-    """Yield the request's body, and count its bytes against the server's memory limit meanwhile.
+def requested_batchers(request: Request) -> list[Batcher]:
+    """Return the queues of the versions that the path means. Raises RequestError if one of them is not served."""
+    path = request.path_params
+    repository: Repository = request.app.state.repository
+    return repository.find_all(path.get("model", ""), path.get("version", ""))
 
-    Raises RequestError if it is compressed or exceeds a limit.
-    """
-    state, headers = request.app.state, request.headers
-    max_bytes = state.limits.max_body_bytes
-    encoding = headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise RequestError(f"Content-Encoding: expected identity, got {encoding!r}", 415)
-    too_large = RequestError(f"body: expected at most {max_bytes} bytes, got more", 413)
-    if int(headers.get("content-length", 0)) > max_bytes:
-        raise too_large
-    chunks, size = [], 0
-    try:
-        async for chunk in request.stream():
-            chunks.append(chunk)
-            size += len(chunk)
-            state.body_bytes += len(chunk)
-            if size > max_bytes:
-                raise too_large
-            if state.body_bytes > max_bytes * MAX_CONCURRENT_BODIES:
-                total = max_bytes * MAX_CONCURRENT_BODIES
-                raise RequestError(f"bodies in memory: expected at most {total} bytes, got more; try again later", 503)
-        yield b"".join(chunks)
-    finally:
-        state.body_bytes -= size
+
+async def receive_message(request: Request) -> Any:
+    """Return the JSON in a request's body, {} if the body is empty. Raises RequestError if it is invalid."""
+    async with Upload(request.app.state.bodies, request) as body:
+        return protocol.parse_json(body, len(body)) if body else {}
+
+
+def accepted_encoding(request: Request) -> str | None:
+    """Return the first content encoding that the client accepts and the server knows, if any."""
+    accepted = request.headers.get("accept-encoding")
+    if not accepted:
+        return None
+    names = {part.strip().lower() for part in accepted.split(",")}  # without those that have a weight
+    return next((encoding for encoding in protocol.ENCODINGS if encoding in names), None)
 
 
 def json_length(request: Request) -> int | None:
@@ -201,7 +256,7 @@ async def http_exception(request: Request, error: Exception) -> Response:
 
 
 async def internal_error(request: Request, error: Exception) -> Response:
-    """Answer after an unexpected exception, which Uvicorn logs."""
+    """Answer after an unexpected exception, which the web server logs."""
     return json_response({"error": "internal server error; see the server's log"}, 500)
 
 
@@ -216,7 +271,9 @@ EXCEPTION_HANDLERS = {
     ClientDisconnect: client_closed_request,
     Exception: internal_error,
 }
-MODEL, VERSION = "/v2/models/{model}", "/versions/{version}"
+MODELS = "/v2/models"
+MODEL, VERSION = MODELS + "/{model}", "/versions/{version}"
+REPOSITORY = "/v2/repository"
 ROUTES = [  # in the order of matching: the most frequent first
     Route(MODEL + "/infer", infer, methods=["POST"]),
     Route(MODEL + VERSION + "/infer", infer, methods=["POST"]),
@@ -224,8 +281,15 @@ ROUTES = [  # in the order of matching: the most frequent first
     Route("/v2/health/live", server_live),
     Route("/v2/health/ready", server_ready),
     *(Route(path, server_metadata) for path in ("/v2", "/v2/")),
+    *(Route(path + "/stats", model_statistics) for path in (MODELS, MODEL, MODEL + VERSION)),
     *(Route(path, model_metadata) for path in (MODEL, MODEL + VERSION)),
     *(Route(path + "/ready", model_ready) for path in (MODEL, MODEL + VERSION)),
+    *(Route(path + "/config", model_config) for path in (MODEL, MODEL + VERSION)),
+    Route(REPOSITORY + "/index", repository_index, methods=["POST"]),
+    Route(REPOSITORY + "/models/{model}/load", load_model, methods=["POST"]),
+    Route(REPOSITORY + "/models/{model}/unload", unload_model, methods=["POST"]),
+    Route("/v2/systemsharedmemory/{path:path}", shared_memory, methods=["GET", "POST"]),
+    Route("/v2/cudasharedmemory/{path:path}", shared_memory, methods=["GET", "POST"]),
     Route("/metrics", metrics),
     *(Route(path, page) for path in PAGE_FILES),
 ]

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 MAX_HEADER_BYTES = 16 * 1024  # request line and header fields of one request
-MAX_PIPELINED_REQUESTS = 32  # requests of one connection that wait until earlier ones are answered
+MAX_BUFFERED_BYTES = 96 * 1024  # of one connection that the application has not asked for; Uvicorn pauses at 64 KiB
+LINGER_SECONDS = 2  # of reading from a client that has got its last response and does not close the connection
 MAX_CONCURRENT_BODIES = 32  # bodies of the maximum size that all unfinished requests may hold in memory together
-MAX_JSON_CONTAINERS = 100_000  # arrays and objects of one request: parsing millions of them blocks the event loop
+MAX_JSON_ITEMS = 20_000  # arrays, objects and keys of one request: parsing more blocks the event loop
 MAX_FORM_FIELDS = 100  # of one form, besides its file
 MAX_JPEG_SCANS = 200  # usual files have about ten, and decoding one scan costs as much as a whole baseline picture
 MAX_SEQUENTIAL_JPEG_FACTOR = 8  # times max_pixels: a JPEG of one scan is decoded at a reduced scale, in little memory
@@ -20,7 +21,6 @@ class Limits:
     """Limits that the command line sets, with their defaults."""
 
     max_body_bytes: int = 8 * 1024 * 1024
-    max_images: int = 1024  # per inference request; max_batch_size in config.pbtxt
     max_pixels: int = 16_000_000  # width * height of a picture
     max_connections: int = 256
     timeout_seconds: int = 30  # to receive a request, to send a response, and to keep an idle connection open

@@ -1,40 +1,21 @@
 """Prometheus metrics and the request log."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from datetime import UTC, datetime
 
 import orjson
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)  # seconds
 
-REQUESTS = Counter("serving_requests", "Requests by endpoint, model and HTTP status", ["endpoint", "model", "status"])
-IMAGES = Counter("serving_images", "Images in successful inference requests", ["model"])
-STAGE_SECONDS = Histogram(
-    "serving_stage_seconds",
-    "Duration of each stage of an inference request; infer includes queueing and dynamic batching",
-    ["model", "stage"],
-    buckets=BUCKETS,
-)
+REQUESTS = Counter("serving_requests", "Requests by endpoint, model and status", ["endpoint", "model", "status"])
 DIGIT_SECONDS = Histogram("serving_digit_seconds", "Time to decode a picture and read its digits", buckets=BUCKETS)
-
-
-class InferenceMetrics:
-    """Metrics of one model's inference requests: images and the duration of each stage."""
-
-    def __init__(self, model: str):
-        """Create the model's label values, so that its metrics are exported before the first request."""
-        self.images = IMAGES.labels(model)
-        self.stages = [STAGE_SECONDS.labels(model, stage) for stage in ("receive", "parse", "infer", "serialize")]
-
-    def observe(self, images: int, times: Sequence[float]) -> None:
-        """Record one request from `time.perf_counter()` at its start and at the end of each of the four stages."""
-        self.images.inc(images)
-        for stage, start, end in zip(self.stages, times, times[1:]):
-            stage.observe(end - start)
+READY = Gauge("serving_model_ready", "1 for every version of a model that is served", ["model", "version"])
+LOAD_FAILURES = Counter("serving_model_load_failures", "Failed attempts to load a model", ["model"])
 
 
 class MetricsMiddleware:
@@ -79,5 +60,6 @@ def log_request(scope: Scope, status: int, seconds: float) -> None:
         "status": status,
         "seconds": round(seconds, 6),
     }
-    sys.stdout.buffer.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-    sys.stdout.buffer.flush()
+    with contextlib.suppress(OSError):  # such as a pipe whose reader has ended
+        sys.stdout.buffer.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        sys.stdout.buffer.flush()

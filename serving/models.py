@@ -1,135 +1,174 @@
-"""Models of a model repository in Triton's layout, each an ONNX Runtime session."""
+"""Models of a model repository in Triton's layout, each version an ONNX Runtime session."""
 
 import hashlib
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import joblib
 import numpy as np
-import numpy.typing as npt
-from onnxruntime import InferenceSession, NodeArg, SessionOptions
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from onnxruntime import InferenceSession, SessionOptions
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelWarmup
 
 from serving import lockfile
+from serving.config import (
+    DATATYPES,
+    FILE,
+    MODEL_FILE,
+    complete_config,
+    intra_op_threads,
+    parse_config,
+    select_versions,
+    tensor_specs,
+)
 from serving.errors import RequestError, StartError
+from serving.tensors import DTYPES, Array, Arrays, check_shape
 
 REPOSITORY = Path("artifacts/model_repository")  # the pipeline's output
 
-DATATYPES: dict[str, tuple[str, type[np.generic]]] = {  # ONNX Runtime's type: the protocol's datatype, NumPy's dtype
-    "tensor(bool)": ("BOOL", np.bool_),
-    "tensor(uint8)": ("UINT8", np.uint8),
-    "tensor(uint16)": ("UINT16", np.uint16),
-    "tensor(uint32)": ("UINT32", np.uint32),
-    "tensor(uint64)": ("UINT64", np.uint64),
-    "tensor(int8)": ("INT8", np.int8),
-    "tensor(int16)": ("INT16", np.int16),
-    "tensor(int32)": ("INT32", np.int32),
-    "tensor(int64)": ("INT64", np.int64),
-    "tensor(float)": ("FP32", np.float32),
-    "tensor(double)": ("FP64", np.float64),
-}
-
-Array = npt.NDArray[Any]
-Arrays = dict[str, Array]  # by tensor name
 ReadFile = Callable[[Path], bytes]
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, type and shape of a model's input or output."""
-
-    name: str
-    datatype: str  # in the protocol's terms, such as UINT8
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]  # -1: variable length
-
-
 class Model:
-    """An ONNX Runtime session with the names, types and shapes of its inputs and outputs, and its class labels.
+    """A version of a model: an ONNX Runtime session, its configuration, and its tensors as the protocol has them.
 
     `max_entropy`, in nats, is that of the probabilities above which an image shows none of the classes; infinite if the
-    file does not state it.
-    `batchable` is true if only the batch dimension varies, so that requests can be concatenated to one batch.
+    ONNX file does not state it.
     """
 
-    def __init__(self, file: Path, threads: int, read_file: ReadFile):
-        """Load NAME/VERSION/model.onnx and NAME/labels.txt; `threads` 0 means one intra-op thread per core.
+    def __init__(self, file: Path, config: ModelConfig, read_file: ReadFile):
+        """Load NAME/VERSION/model.onnx and the label files that the configuration names, and warm the model up.
 
-        Raises StartError if a file is unreadable, not the locked one, or not a model that can be served.
+        Raises StartError if a file is unreadable or not the locked one, if the model cannot be loaded or contradicts
+        its configuration, or if the warm-up fails.
         """
         *_, self.name, self.version, _ = file.parts
-        self.labels = read_labels(file.parent.parent / "labels.txt", read_file)
         options = SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = intra_op_threads(config) or joblib.cpu_count()
+        # A model is one file: ONNX Runtime would read external data without the lock.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         content = read_file(file)
         try:
             self.session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            nodes = [*self.session.get_inputs(), *self.session.get_outputs()]
-            self.inputs = {node.name: tensor_spec(node) for node in self.session.get_inputs()}
-            self.outputs = {node.name: tensor_spec(node) for node in self.session.get_outputs()}
             self.max_entropy = float(self.session.get_modelmeta().custom_metadata_map.get("max_entropy", "inf"))
         except Exception as error:  # ONNX Runtime's errors have no common base class
             raise StartError(f"{file}: expected an ONNX model, got: {' '.join(str(error).split())}") from error
-        batch_dimensions = {node.shape[0] for node in nodes}  # names, or None where the file gives no name
-        other_dimensions = [spec.shape[1:] for spec in (*self.inputs.values(), *self.outputs.values())]
-        self.batchable = (
-            len(batch_dimensions) == 1
-            and None not in batch_dimensions
-            and not any(-1 in dimensions for dimensions in other_dimensions)
-        )
+        folder = file.parent.parent
+        try:
+            self.config = complete_config(config, self.name, self.session)
+        except ValueError as error:
+            raise StartError(f"{folder / FILE}: {error}") from error
+        self.batched = self.config.max_batch_size > 0
+        self.inputs = tensor_specs(self.config.input, self.batched)
+        self.outputs = tensor_specs(self.config.output, self.batched)
+        self.output_names = [*self.outputs]
+        self.reshapes_inputs = any(spec.shape != spec.model_shape for spec in self.inputs.values())
+        self.labels = {
+            entry.name: read_labels(folder / entry.label_filename, read_file)
+            for entry in self.config.output
+            if entry.label_filename
+        }
+        for warmup in self.config.model_warmup:
+            self.warm_up(warmup, folder / FILE)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs by name. Inputs must have the model's names, dtypes and shapes.
 
-        Raises RequestError if the model rejects the values, such as an index out of range.
+        Raises RequestError if the model cannot compute its outputs from the values, such as an index out of range.
         """
         try:
-            return dict(zip(self.outputs, self.session.run(None, inputs)))
-        except InvalidArgument as error:
-            raise RequestError(f"{self.name}: expected values that the model accepts, got: {error}") from error
+            arrays = self.session.run(self.output_names, self.reshape_inputs(inputs))
+        except Exception as error:  # ONNX Runtime's errors have no common base class
+            reason = " ".join(str(error).split())
+            raise RequestError(f"{self.name}: expected inputs that the model can process, got: {reason}") from error
+        size = len(next(iter(inputs.values()))) if self.batched else 0
+        outputs = {}
+        for spec, array in zip(self.outputs.values(), arrays):
+            if self.batched and len(array) != size:
+                raise RequestError(f"{self.name}: expected outputs of the inputs' batch size, {size}, got {len(array)}")
+            outputs[spec.name] = reshape(array, spec.model_shape, spec.shape)
+        return outputs
+
+    def reshape_inputs(self, inputs: Arrays) -> Arrays:
+        """Return the inputs in the shapes of the ONNX model."""
+        if not self.reshapes_inputs:
+            return inputs
+        specs = [(array, self.inputs[name]) for name, array in inputs.items()]
+        return {spec.name: reshape(array, spec.shape, spec.model_shape) for array, spec in specs}
+
+    def warm_up(self, warmup: ModelWarmup, file: Path) -> None:
+        """Run the model on synthetic inputs, `count` times. Raises StartError if it fails."""
+        random = np.random.default_rng(seed=0)
+        batch = (max(warmup.batch_size, 1),) * self.batched
+        inputs = {}
+        for name, entry in warmup.inputs.items():
+            dtype = np.dtype(DTYPES[DATATYPES[entry.data_type]])
+            inputs[name] = np.zeros((*batch, *entry.dims), dtype)
+            if entry.random_data and dtype != np.object_:
+                inputs[name] = np.asarray(random.uniform(0, 256, inputs[name].shape)).astype(dtype)
+        try:
+            if inputs.keys() != self.inputs.keys():
+                raise RequestError(f"inputs: expected {', '.join(self.inputs)}, got {', '.join(inputs)}")
+            for name, array in inputs.items():
+                check_shape(array.shape, self.inputs[name])
+            for _ in range(max(warmup.count, 1)):
+                self.run(inputs)
+        except RequestError as error:
+            raise StartError(f"{file}: model_warmup.{warmup.name}: {error}") from error
 
 
-def read_labels(file: Path, read_file: ReadFile) -> list[str]:
-    """Return the class labels in a labels.txt, one per line; none if there is no such file."""
-    try:
-        return read_file(file).decode().splitlines() if file.is_file() else []
-    except UnicodeDecodeError as error:
-        raise StartError(f"{file}: expected UTF-8, got: {error}") from error
+def reshape(array: Array, source: tuple[int, ...], target: tuple[int, ...]) -> Array:
+    """Return an array of one shape in another one; -1 is a variable length, the first of two that of the batch."""
+    if source == target:
+        return array
+    if target.count(-1) == 2:
+        target = (len(array), *target[1:])
+    return array.reshape(target)
 
 
-def tensor_spec(node: NodeArg) -> TensorSpec:
-    """Return the specification of a model's input or output.
+def load_versions(folder: Path, read_file: ReadFile) -> list[Model]:
+    """Load the versions of the model in NAME/ that its version policy selects, in ascending order.
 
-    Raises ValueError if its first dimension is not variable, or its type has no counterpart in the protocol.
+    Raises StartError if one of them cannot be loaded, or there is none.
     """
-    shape = tuple(length if isinstance(length, int) else -1 for length in node.shape)
-    if shape[:1] != (-1,):
-        raise ValueError(f"{node.name}: expected a variable batch dimension first, got the shape {node.shape}")
-    if node.type not in DATATYPES:
-        raise ValueError(f"{node.name}: expected one of {', '.join(DATATYPES)}, got {node.type}")
-    datatype, dtype = DATATYPES[node.type]
-    return TensorSpec(node.name, datatype, np.dtype(dtype), shape)
+    file = folder / FILE
+    try:
+        config = parse_config(read_file(file).decode() if file.is_file() else "", folder.name)
+        name = config.default_model_filename or MODEL_FILE
+        files = {int(file.parent.name): file for file in folder.glob(f"*/{name}") if is_version(file.parent.name)}
+        versions = select_versions(config, files)
+    except ValueError as error:  # UnicodeDecodeError is one, too
+        raise StartError(f"{file}: {error}") from error
+    return [Model(files[version], config, read_file) for version in versions]
 
 
-def load_models(repository: Path, threads: int = 1, lock: Path | None = None) -> dict[str, Model]:
+def is_version(name: str) -> bool:
+    """Say whether a directory's name is that of a version, as in Triton: a number without leading zeros."""
+    return name.isascii() and name.isdecimal() and name[0] != "0"
+
+
+def load_models(repository: Path) -> dict[str, Model]:
     """Load the latest version of every model in a repository; return the models by name.
 
-    With `lock`, a dvc.lock, files must have the MD5 digests recorded there.
-    Raises StartError if there is no model, or if one cannot be loaded or does not match the lock.
+    Raises StartError if there is no model, or if one cannot be loaded.
     """
-    files = latest_versions(repository)
-    if not files:
-        raise StartError(f"{repository}: expected NAME/VERSION/model.onnx, got no model; `make repro` builds them")
-    read_file = verified_reader(repository, lock) if lock else read_bytes
-    return {name: Model(file, threads, read_file) for name, file in files.items()}
+    return {name: load_versions(repository / name, read_bytes)[-1] for name in model_names(repository)}
 
 
-def latest_versions(repository: Path) -> dict[str, Path]:
-    """Return the ONNX file of the latest version of each model, by model name."""
-    files = [file for file in repository.glob("*/*/model.onnx") if file.parent.name.isdecimal()]
-    files.sort(key=lambda file: (file.parts[-3], int(file.parent.name)))
-    return {file.parts[-3]: file for file in files}
+def model_names(repository: Path) -> list[str]:
+    """Return the names of the models in a repository. Raises StartError if there are none."""
+    names = {file.parent.parent.name for file in repository.glob("*/*/*") if is_version(file.parent.name)}
+    if not names:
+        raise StartError(f"{repository}: expected NAME/VERSION/{MODEL_FILE}, got no model; `make repro` builds them")
+    return sorted(names)
+
+
+def read_labels(file: Path, read_file: ReadFile) -> tuple[str, ...]:
+    """Return the class labels in a file, one per line. Raises StartError if it is unreadable or not UTF-8."""
+    try:
+        return tuple(read_file(file).decode().splitlines())
+    except UnicodeDecodeError as error:
+        raise StartError(f"{file}: expected UTF-8, got: {error}") from error
 
 
 def read_bytes(file: Path) -> bytes:

@@ -1,23 +1,43 @@
-"""Messages of the Open Inference Protocol: parse requests into arrays, serialize arrays into responses.
+"""JSON messages of the Open Inference Protocol: parse requests into arrays, serialize arrays into responses.
 
 https://github.com/kserve/open-inference-protocol, with Triton's binary tensor data extension, in which tensors follow
 the JSON as raw bytes, little-endian and in row-major order.
 """
 
+import json
 import math
-from dataclasses import dataclass
+import zlib
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import orjson
 
+from serving import __version__
+from serving.config import PLATFORM
 from serving.errors import RequestError
-from serving.limits import MAX_JSON_CONTAINERS
-from serving.models import Array, Arrays, Model, TensorSpec
+from serving.inference import (
+    InferenceRequest,
+    RequestedOutput,
+    check_input,
+    check_inputs,
+    find_input,
+    requested_output,
+)
+from serving.limits import MAX_JSON_ITEMS
+from serving.models import Model
+from serving.tensors import Array, Arrays, TensorSpec, array_from_bytes, array_from_values, array_to_bytes
 
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"  # length of the JSON, where binary tensors follow it
-PLATFORM = "onnxruntime_onnx"  # Triton's name for ONNX Runtime
+SERVER_METADATA = {
+    "name": "mnist-pipeline",
+    "version": __version__,
+    "extensions": [
+        *("classification", "model_repository", "model_configuration"),
+        *("binary_tensor_data", "parameters", "statistics"),
+    ],
+}
 REQUIRED = object()  # default of a field that must be present
 JSON_NAMES = {
     dict: "an object",
@@ -28,29 +48,16 @@ JSON_NAMES = {
     bool: "a boolean",
     type(None): "null",
 }
-JSON_TYPES: dict[str, set[type]] = {
-    "b": {bool},
-    "u": {int},
-    "i": {int},
-    "f": {int, float},
-}  # accepted for each of NumPy's dtype kinds
+ENCODINGS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # zlib's window bits of each content encoding
+COMPRESSION_LEVEL = 1  # the fastest
 
 
-@dataclass(frozen=True)
-class InferenceRequest:
-    """A parsed inference request."""
-
-    id: str | None
-    inputs: Arrays
-    outputs: dict[str, bool]  # name of each requested output: whether to send it as binary data
-    batch_size: int
-
-
-def model_metadata(model: Model) -> dict[str, Any]:
-    """Return the protocol's metadata of a model: name, versions, platform, inputs and outputs."""
+def model_metadata(models: Sequence[Model]) -> dict[str, Any]:
+    """Return the protocol's metadata of these versions of a model; the tensors are those of the last."""
+    model = models[-1]
     return {
         "name": model.name,
-        "versions": [model.version],
+        "versions": [each.version for each in models],
         "platform": PLATFORM,
         "inputs": [tensor_metadata(spec) for spec in model.inputs.values()],
         "outputs": [tensor_metadata(spec) for spec in model.outputs.values()],
@@ -62,95 +69,94 @@ def tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
-def parse_request(body: bytes, json_length: int | None, model: Model, max_images: int) -> InferenceRequest:
+def parse_request(body: bytes | bytearray, json_length: int | None, model: Model) -> InferenceRequest:
     """Parse the body of an inference request, whose first `json_length` bytes (None: all) are JSON.
 
     Raises RequestError if the body is invalid or does not match the model's inputs and outputs.
     """
+    if json_length == 0:
+        return parse_raw_request(body, model)
     if json_length is None:
         json_length = len(body)
     if json_length > len(body):
         raise RequestError(f"{JSON_LENGTH_HEADER}: expected at most {len(body)}, the body's bytes, got {json_length}")
     message = parse_json(body, json_length)
-    request_id = get_field(message, "id", str, None)
+    request_id = get_field(message, "id", str, "")
     outputs = parse_outputs(message, model)
     inputs: Arrays = {}
     binary = memoryview(body)[json_length:]
     for entry in get_field(message, "inputs", list):
-        spec = find_tensor(model.inputs, entry)
-        if spec.name in inputs:
-            raise RequestError(f"inputs: expected {spec.name} once, got it twice")
-        inputs[spec.name], binary = parse_input(entry, spec, binary, max_images)
-    if inputs.keys() != model.inputs.keys():
-        raise RequestError(f"inputs: expected {', '.join(model.inputs)}, got {', '.join(inputs) or 'none'}")
+        spec = find_input(model, get_field(entry, "name", str), inputs)
+        inputs[spec.name], binary = parse_input(entry, model, spec, binary)
+    check_inputs(model, inputs)
     if binary:
         size = len(body) - json_length
         raise RequestError(f"binary data: expected {size - len(binary)} bytes after the JSON, got {size}")
-    batch_sizes = {len(array) for array in inputs.values()}
-    if len(batch_sizes) > 1:
-        raise RequestError(f"inputs: expected one batch size, got {sorted(batch_sizes)}")
-    return InferenceRequest(request_id, inputs, outputs, *batch_sizes)
+    return InferenceRequest(request_id, inputs, outputs)
 
 
-def parse_json(body: bytes, length: int) -> Any:
-    """Parse the JSON in the first `length` bytes. Raises RequestError if it is invalid or has too many containers."""
-    containers = body.count(b"[", 0, length) + body.count(b"{", 0, length)
-    if containers > MAX_JSON_CONTAINERS:
+def parse_raw_request(body: bytes | bytearray, model: Model) -> InferenceRequest:
+    """Parse a request without JSON, whose body is the data of the model's only input, with the batch size 1.
+
+    Raises RequestError if the model has several inputs, or one with several variable lengths.
+    """
+    specs = [*model.inputs.values()]
+    lengths = specs[0].shape[model.batched :]
+    if len(specs) > 1 or lengths.count(-1) > 1 or specs[0].datatype == "BYTES":
+        raise RequestError("request without JSON: expected a model with one input of numbers and one variable length")
+    known = math.prod(length for length in lengths if length > 0) * specs[0].dtype.itemsize
+    shape = [1] * model.batched + [length if length >= 0 else len(body) // known for length in lengths]
+    outputs = dict.fromkeys(model.outputs, RequestedOutput(binary=True))
+    return InferenceRequest("", {specs[0].name: array_from_bytes(memoryview(body), shape, specs[0])}, outputs)
+
+
+def parse_json(body: bytes | bytearray, length: int) -> Any:
+    """Parse the JSON in the first `length` bytes, in which NaN and Infinity are numbers.
+
+    Raises RequestError if it is invalid or has too many items.
+    """
+    items = sum(body.count(character, 0, length) for character in (b"[", b"{", b":"))
+    if items > MAX_JSON_ITEMS:
         raise RequestError(
-            f"request: expected at most {MAX_JSON_CONTAINERS:,} arrays and objects, got {containers:,}; send flat data"
+            f"request: expected at most {MAX_JSON_ITEMS:,} arrays, objects and keys, got {items:,}; send flat data"
         )
+    has_nonfinite = body.find(b"NaN", 0, length) >= 0 or body.find(b"Infinity", 0, length) >= 0
     try:
+        if has_nonfinite:  # Triton accepts these, which are not JSON
+            return json.loads(body[:length])
         return orjson.loads(memoryview(body)[:length])
-    except orjson.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"request: expected JSON, got: {error}") from error
 
 
-def parse_outputs(message: Any, model: Model) -> dict[str, bool]:
-    """Return the names of the requested outputs (all by default), and whether to send each as binary data."""
-    binary_by_default = get_parameter(message, "binary_data_output", bool, False)
+def parse_outputs(message: Any, model: Model) -> dict[str, RequestedOutput]:
+    """Return the requested outputs by name, all by default."""
+    binary_by_default = get_field(get_parameters(message), "binary_data_output", bool, False)
     entries = get_field(message, "outputs", list, None)
     if not entries:
-        return dict.fromkeys(model.outputs, binary_by_default)
-    for entry in entries:
-        if get_parameter(entry, "classification", int, 0):
-            raise RequestError("outputs: expected no 'classification', got one; the extension is not supported")
+        return dict.fromkeys(model.outputs, RequestedOutput(binary_by_default))
+    names = [get_field(entry, "name", str) for entry in entries]
     return {
-        find_tensor(model.outputs, entry).name: get_parameter(entry, "binary_data", bool, binary_by_default)
-        for entry in entries
+        name: requested_output(model, name, get_parameters(entry), binary_by_default)
+        for name, entry in reversed([*zip(names, entries)])  # of equal names, the first counts
     }
 
 
-def parse_input(entry: Any, spec: TensorSpec, binary: memoryview, max_images: int) -> tuple[Array, memoryview]:
+def parse_input(entry: Any, model: Model, spec: TensorSpec, binary: memoryview) -> tuple[Array, memoryview]:
     """Return an input's array, and the binary data that remain for the inputs after it."""
-    datatype = get_field(entry, "datatype", str)
-    if datatype != spec.datatype:
-        raise RequestError(f"{spec.name}.datatype: expected {spec.datatype}, got {datatype!r}")
-    shape = parse_shape(entry, spec, max_images)
-    size = get_parameter(entry, "binary_data_size", int, None)
-    if size is None:
-        return array_from_json(get_field(entry, "data", list), shape, spec), binary
-    expected = math.prod(shape) * spec.dtype.itemsize
-    if size != expected:
-        raise RequestError(f"{spec.name}.binary_data_size: expected {expected}, got {size}")
-    if size > len(binary):
-        raise RequestError(f"{spec.name}: expected {size} bytes after the JSON, got {len(binary)}")
-    array = np.frombuffer(binary[:size], spec.dtype).reshape(shape)
-    if spec.dtype == np.bool_:
-        array = array.view(np.uint8) != 0  # NumPy and ONNX Runtime expect the bytes of a boolean to be 0 or 1
-    return array, binary[size:]
-
-
-def parse_shape(entry: Any, spec: TensorSpec, max_images: int) -> list[int]:
-    """Return an input's shape. Raises RequestError if the model cannot take it, or the batch is too large."""
     shape: list[int] = get_field(entry, "shape", list)
     if any(type(length) is not int for length in shape):
         raise RequestError(f"{spec.name}.shape: expected {list(spec.shape)}, got elements that are not integers")
-    matches = all(length > 0 if allowed == -1 else length == allowed for length, allowed in zip(shape, spec.shape))
-    if len(shape) != len(spec.shape) or not matches:
-        raise RequestError(f"{spec.name}.shape: expected {list(spec.shape)} with -1 for any length >= 1, got {shape}")
-    if shape[0] > max_images:
-        raise RequestError(f"{spec.name}.shape: expected a batch size of at most {max_images}, got {shape[0]}")
-    return shape
+    parameters = get_parameters(entry)
+    check_input(model, spec, get_field(entry, "datatype", str), shape, parameters)
+    size = get_field(parameters, "binary_data_size", int, None)
+    if size is None:
+        return array_from_json(get_field(entry, "data", list), shape, spec), binary
+    if "data" in entry:
+        raise RequestError(f"{spec.name}: expected data or binary_data_size, got both")
+    if not 0 <= size <= len(binary):
+        raise RequestError(f"{spec.name}: expected {size} bytes after the JSON, got {len(binary)}")
+    return array_from_bytes(binary[:size], shape, spec), binary[size:]
 
 
 def array_from_json(data: list[Any], shape: list[int], spec: TensorSpec) -> Array:
@@ -164,56 +170,63 @@ def array_from_json(data: list[Any], shape: list[int], spec: TensorSpec) -> Arra
         if any(type(row) is not list or len(row) != length for row in data):
             raise RequestError(f"{spec.name}.data: expected flat data or rows nested like {shape}, got other rows")
         data = list(chain.from_iterable(data))
-    if len(data) != size:
-        raise RequestError(f"{spec.name}.data: expected {size} values, got {len(data)}")
-    try:
-        return convert_numbers(data, spec.dtype).reshape(shape)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise RequestError(f"{spec.name}.data: expected {spec.datatype} values, got others: {error}") from error
+    return array_from_values(data, shape, spec)
 
 
-def convert_numbers(data: list[Any], dtype: np.dtype[Any]) -> Array:
-    """Return a one-dimensional array. Raises TypeError, ValueError or ArithmeticError if a value does not fit."""
-    if dtype == np.uint8:
-        return np.frombuffer(bytes(data), dtype)  # three times as fast as np.array
-    accepted = JSON_TYPES[dtype.kind]
-    if not set(map(type, data)) <= accepted:
-        raise TypeError(f"accepted JSON types are {' and '.join(sorted(kind.__name__ for kind in accepted))}")
-    with np.errstate(over="raise"):
-        return np.array(data, dtype)
-
-
-def serialize_response(model: Model, request: InferenceRequest, arrays: Arrays) -> tuple[bytes, int | None]:
+def serialize_response(
+    model: Model, request: InferenceRequest, outputs: dict[str, tuple[str, Array]]
+) -> tuple[bytes, int | None]:
     """Return the body of an inference response, and the length of its JSON if binary data follow (else None)."""
-    outputs, binary = [], []
-    for name, as_binary in request.outputs.items():
-        array = arrays[name]
-        output: dict[str, Any] = {"name": name, "datatype": model.outputs[name].datatype, "shape": array.shape}
-        if as_binary:
-            binary.append(array.tobytes())
-            output["parameters"] = {"binary_data_size": array.nbytes}
+    entries, binary = [], []
+    for name, (datatype, array) in outputs.items():
+        entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
+        if request.outputs[name].binary:
+            binary.append(array_to_bytes(array))
+            entry["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
-            output["data"] = array.reshape(-1)
-        outputs.append(output)
-    message: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
-    if request.id is not None:
-        message["id"] = request.id
-    content = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+            entry["data"] = array.ravel() if array.dtype != np.object_ else array.ravel().tolist()
+        entries.append(entry)
+    message: dict[str, Any] = {"id": request.id} if request.id else {}
+    message |= {"model_name": model.name, "model_version": model.version, "outputs": entries}
+    content = serialize_json(message)
     return (b"".join((content, *binary)), len(content)) if binary else (content, None)
 
 
-def find_tensor(specs: dict[str, TensorSpec], entry: Any) -> TensorSpec:
-    """Return the specification of the tensor that an input or output of a request names."""
-    name = get_field(entry, "name", str)
-    if name not in specs:
-        raise RequestError(f"tensor name: expected one of {', '.join(specs)}, got {name!r}")
-    return specs[name]
+def serialize_json(message: Any) -> bytes:
+    """Return JSON, with NaN and Infinity, which JSON lacks, as Triton writes them."""
+    content = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in content:  # orjson's text for these values
+        return json.dumps(message, default=lambda array: array.tolist()).encode()
+    return content
 
 
-def get_parameter(message: Any, name: str, kind: type, default: Any) -> Any:
-    """Return a value of an object's optional `parameters`, of this type, or the default."""
-    parameters = get_field(message, "parameters", dict, None)
-    return get_field(parameters, name, kind, default) if parameters else default
+def decompress(content: bytes | bytearray, encoding: str, max_bytes: int) -> bytes:
+    """Return the content of a compressed body. Raises RequestError if it is invalid or exceeds the limit."""
+    decompressor = zlib.decompressobj(ENCODINGS[encoding])
+    try:
+        result = decompressor.decompress(content, max_bytes + 1)
+    except zlib.error as error:
+        raise RequestError(f"body: expected {encoding}, got other data: {error}") from error
+    if len(result) > max_bytes:
+        raise RequestError(f"body: expected at most {max_bytes} bytes after decompression, got more", 413)
+    if not decompressor.eof or decompressor.unused_data:
+        raise RequestError(f"body: expected {encoding}, got an incomplete stream or data after it")
+    return result
+
+
+def compress(content: bytes, encoding: str) -> bytes:
+    """Return compressed content."""
+    compressor = zlib.compressobj(COMPRESSION_LEVEL, wbits=ENCODINGS[encoding])
+    return compressor.compress(content) + compressor.flush()
+
+
+def get_parameters(message: Any) -> dict[str, Any]:
+    """Return an object's optional `parameters`. Raises RequestError unless their values are scalars."""
+    parameters: dict[str, Any] = get_field(message, "parameters", dict, {})
+    for name, value in parameters.items():
+        if type(value) not in (bool, int, float, str):
+            raise RequestError(f"parameters.{name}: expected a number, a boolean or a string, got {value!r}")
+    return parameters
 
 
 def get_field(message: Any, name: str, kind: type, default: Any = REQUIRED) -> Any:

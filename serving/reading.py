@@ -116,7 +116,7 @@ def digit_classifiers(models: Iterable[Model]) -> list[Model]:
     classifiers = [model for model in models if is_digit_classifier(model)]
     if not classifiers:
         raise RequestError("models: expected one that classifies digits, got none", 404)
-    return [model for model in classifiers if model.labels == classifiers[0].labels]
+    return [model for model in classifiers if classes(model) == classes(classifiers[0])]
 
 
 def is_digit_classifier(model: Model) -> bool:
@@ -127,8 +127,13 @@ def is_digit_classifier(model: Model) -> bool:
         and len(model.inputs) == 1
         and (image.datatype, image.shape) == ("UINT8", (-1, 1, IMAGE_SIDE, IMAGE_SIDE))
         and probabilities
-        and probabilities.shape == (-1, len(model.labels))
+        and probabilities.shape == (-1, len(classes(model)))
     )
+
+
+def classes(model: Model) -> tuple[str, ...]:
+    """Return the names of a digit classifier's classes."""
+    return model.labels.get("probabilities", ())
 
 
 def classify(images: Gray, model: Model) -> Probabilities:
@@ -212,7 +217,7 @@ def describe_digit(
 
     `mean`, [classes], is that of the models' probabilities, [models, classes].
     """
-    labels = classifiers[0].labels
+    labels = classes(classifiers[0])
     models = {}
     for model, values in zip(classifiers, probabilities):
         label = labels[values.argmax()] if entropy(values) <= model.max_entropy else None

@@ -17,8 +17,11 @@ output [
   {{ name: "probabilities", data_type: TYPE_FP32, dims: [ {classes} ], label_filename: "{labels}" }}
 ]
 
-# Dynamic batching without a queue delay: only requests that already wait for an instance share a batch.
-dynamic_batching {{ }}
+# Dynamic batching without a queue delay: only requests that already wait for an instance share a batch. Batches of more
+# than 32 images have no higher throughput.
+dynamic_batching {{
+  preferred_batch_size: [ 32 ]
+}}
 
 # Two single-threaded instances have a higher throughput than one of two threads. Without a kind, Triton creates them on
 # every GPU, or on the CPU if there is none.

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -273,6 +274,7 @@ class Server:
 
     process: subprocess.Popen
     address: str  # host:port
+    grpc_address: str
     log: TextIO
 
     def ask(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str) -> tuple[int, bytes]:
@@ -291,20 +293,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(repository: Path, *options: str) -> Iterator[Server]:
-    """Run the server on a model repository and a free port, and terminate it at the end.
+def serving(repository: Path, *options: str, context: ssl.SSLContext | None = None) -> Iterator[Server]:
+    """Run the server on a model repository and free ports, with TLS if there is a context; terminate it at the end.
 
     A server that ends before it is ready fails the test with its output.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "serving", str(repository), "--port", str(port), *options]
+    port, grpc_port = free_ports(2)
+    ports = ("--port", str(port), "--grpc-port", str(grpc_port))
+    command = [sys.executable, "-m", "serving", str(repository), *ports, *options]
     with tempfile.TemporaryFile("w+") as log:  # a pipe that nobody reads would block the server once it is full
         process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log)
-        server = Server(process, f"127.0.0.1:{port}", log)
+        server = Server(process, f"127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", log)
         try:
-            while not is_ready(server.address):
+            while not is_ready(f"https://localhost:{port}" if context else f"http://{server.address}", context):
                 if process.poll() is not None:
                     log.seek(0)
                     pytest.fail(f"the server exited with {process.returncode} before it was ready:\n{log.read()}")
@@ -315,11 +316,26 @@ def serving(repository: Path, *options: str) -> Iterator[Server]:
             process.wait(timeout=30)
 
 
-def is_ready(address: str) -> bool:
-    """Return whether a server at this host:port answers its readiness probe."""
+def free_ports(count: int) -> list[int]:
+    """Return ports of the loopback interface on which nothing listens."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true; fail after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_ready(url: str, context: ssl.SSLContext | None = None) -> bool:
+    """Return whether a server answers its readiness probe."""
     with (
         contextlib.suppress(OSError),
-        urllib.request.urlopen(f"http://{address}/v2/health/ready", timeout=30) as answer,
+        urllib.request.urlopen(f"{url}/v2/health/ready", timeout=30, context=context) as answer,
     ):
         return answer.status == 200
     return False

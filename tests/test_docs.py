@@ -127,7 +127,7 @@ class Terminal:
                 self.bash(source), env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
         end = time.monotonic() + START_SECONDS
-        while not is_ready(f"127.0.0.1:{port}"):
+        while not is_ready(f"http://127.0.0.1:{port}"):
             if self.server.poll() is not None or time.monotonic() > end:
                 pytest.fail(f"{source}\ndid not start:\n{self.server_log.read_text()}", pytrace=False)
             time.sleep(0.1)

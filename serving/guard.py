@@ -1,0 +1,93 @@
+"""ASGI middleware in front of the application: which requests are let in, and the state of their connections."""
+
+from collections.abc import Collection
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.connection import Connection
+from serving.limits import MAX_HEADER_BYTES
+
+BODY_HEADERS = (b"content-length", b"transfer-encoding")
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Guard:
+    """Refuses requests whose Host is not allowed, and tells a `Connection` when its request begins and ends.
+
+    An allow-list of hosts stops DNS rebinding, by which a web page reaches a server on the loopback interface.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_hosts: Collection[str]):
+        """Wrap an application; without `allowed_hosts`, requests may name any host."""
+        self.app = app
+        self.allowed_hosts = allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, or send an error instead."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        hosts, size, names = [], len(scope["raw_path"]), set()
+        for name, value in scope["headers"]:
+            size += len(name) + len(value)
+            names.add(name)
+            if name == b"host":
+                hosts.append(value.decode("latin-1").lower())
+        if b"upgrade" in names:  # nobody may take what follows for another request
+            send = closing(send)
+        connection = scope.get("state", {}).get("connection")
+        if connection:
+            has_body = not names.isdisjoint(BODY_HEADERS)
+            connection.begin_request(has_body)
+            if has_body:
+                receive = noting_the_end(receive, connection)
+        try:
+            if error := self.find_error(hosts, size):
+                await send_error(closing(send), *error)
+            else:
+                await self.app(scope, receive, send)
+        finally:
+            if connection:
+                connection.end_request()
+
+    def find_error(self, hosts: list[str], size: int) -> tuple[int, str] | None:
+        """Return status and text of the error for these Host headers and this size of all headers, in bytes."""
+        if len(hosts) != 1:
+            return 400, f"Host: expected one header, got {len(hosts)}"
+        name = hosts[0] if hosts[0].endswith("]") else hosts[0].rpartition(":")[0] or hosts[0]  # without the port
+        if self.allowed_hosts and name not in self.allowed_hosts:
+            return 400, f"Host: expected {' or '.join(self.allowed_hosts)} (--allowed-host adds others), got {name!r}"
+        if size > MAX_HEADER_BYTES:
+            return 431, f"headers: expected at most {MAX_HEADER_BYTES} bytes, got more"
+        return None
+
+
+def noting_the_end(receive: Receive, connection: Connection) -> Receive:
+    """Return a function that receives a body and tells the connection when it is complete."""
+
+    async def receive_and_note() -> Message:
+        message = await receive()
+        if not message.get("more_body", False):
+            connection.end_body()
+        return message
+
+    return receive_and_note
+
+
+def closing(send: Send) -> Send:
+    """Return a function that sends a response and asks the server to close the connection after it."""
+
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+        await send(message)
+
+    return send_and_close
+
+
+async def send_error(send: Send, status: int, error: str) -> None:
+    """Send an error as JSON."""
+    body = orjson.dumps({"error": error[:500]})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

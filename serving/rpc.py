@@ -1,0 +1,236 @@
+"""The Open Inference Protocol over gRPC, with the same queues, limits and errors as over HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import wraps
+from time import perf_counter_ns
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from serving import inference, protocol
+from serving.batching import Batcher
+from serving.errors import RequestError, StartError
+from serving.inference import InferenceRequest, RequestedOutput
+from serving.limits import MAX_ERROR_CHARACTERS, Limits
+from serving.models import Model
+from serving.repository import Repository
+from serving.tensors import Array, Arrays, TensorSpec, array_from_bytes, array_from_values, array_to_bytes
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+STATUS_CODES = {  # of an error with this HTTP status
+    400: StatusCode.INVALID_ARGUMENT,
+    404: StatusCode.NOT_FOUND,
+    501: StatusCode.UNIMPLEMENTED,
+    503: StatusCode.UNAVAILABLE,
+}
+CONTENTS = {  # field of InferTensorContents that holds each datatype; none holds FP16
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+HEALTH_SECONDS = 1.0  # between updates of the health service
+
+Method = Callable[[Any, Any, grpc.aio.ServicerContext], Awaitable[Any]]
+
+
+@asynccontextmanager
+async def serve(
+    repository: Repository,
+    limits: Limits,
+    address: str,
+    credentials: grpc.ServerCredentials | None,
+    strict_readiness: bool,
+) -> AsyncIterator[None]:
+    """Serve a repository over gRPC, with TLS if there are credentials; at the end, finish the requests under way.
+
+    With `strict_readiness`, the server is ready only if every model is. Raises StartError if it cannot listen.
+    """
+    options = {
+        "grpc.max_receive_message_length": limits.max_body_bytes,
+        "grpc.max_send_message_length": -1,
+        "grpc.so_reuseport": 0,  # else, two servers share a port without an error
+    }
+    server = grpc.aio.server(options=[*options.items()], maximum_concurrent_rpcs=limits.max_connections)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(repository, strict_readiness), server)
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    try:
+        server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StartError(f"gRPC: expected a free address, got {address}: {error}") from error
+    await server.start()
+    updates = asyncio.create_task(update_health(servicer, repository, strict_readiness))
+    try:
+        yield
+    finally:
+        updates.cancel()
+        await server.stop(limits.timeout_seconds)
+
+
+async def update_health(servicer: health.HealthServicer, repository: Repository, strict_readiness: bool) -> None:
+    """Keep gRPC's standard health service up to date."""
+    while True:
+        status = HealthCheckResponse.NOT_SERVING
+        if repository.is_ready(strict_readiness):
+            status = HealthCheckResponse.SERVING
+        for service in ("", SERVICE):
+            await servicer.set(service, status)
+        await asyncio.sleep(HEALTH_SECONDS)
+
+
+def with_status(method: Method) -> Method:
+    """Let a method of the service answer a RequestError with the status code that fits."""
+
+    @wraps(method)
+    async def method_with_status(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await method(self, request, context)
+        except RequestError as error:
+            await context.abort(STATUS_CODES.get(error.status, StatusCode.INTERNAL), str(error)[:MAX_ERROR_CHARACTERS])
+
+    return method_with_status
+
+
+class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # has no type hints
+    """Triton's service; the methods for shared memory, traces and logs are not implemented."""
+
+    def __init__(self, repository: Repository, strict_readiness: bool):
+        """Serve the models of a repository; with `strict_readiness`, be ready only if every model is."""
+        self.repository = repository
+        self.strict_readiness = strict_readiness
+
+    async def ServerLive(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return service_pb2.ServerReadyResponse(ready=self.repository.is_ready(self.strict_readiness))
+
+    @with_status
+    async def ServerMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return service_pb2.ServerMetadataResponse(**protocol.SERVER_METADATA)
+
+    async def ModelReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            self.repository.find(request.name, request.version)
+        except RequestError:
+            return service_pb2.ModelReadyResponse(ready=False)
+        return service_pb2.ModelReadyResponse(ready=True)
+
+    @with_status
+    async def ModelMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        batchers = self.repository.find_all(request.name, request.version)
+        metadata = protocol.model_metadata([batcher.model for batcher in batchers])
+        return json_format.ParseDict(metadata, service_pb2.ModelMetadataResponse())
+
+    @with_status
+    async def ModelConfig(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return service_pb2.ModelConfigResponse(config=self.repository.find(request.name, request.version).model.config)
+
+    @with_status
+    async def ModelStatistics(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        batchers = self.repository.find_all(request.name, request.version)
+        statistics = {"model_stats": [batcher.statistics.to_dict() for batcher in batchers]}
+        return json_format.ParseDict(statistics, service_pb2.ModelStatisticsResponse())
+
+    @with_status
+    async def RepositoryIndex(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        models = [*self.repository.index(request.ready)]
+        return json_format.ParseDict({"models": models}, service_pb2.RepositoryIndexResponse())
+
+    @with_status
+    async def RepositoryModelLoad(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        if request.parameters:
+            raise RequestError("parameters: expected none, got some; a model is configured by its files")
+        await self.repository.load(request.model_name)
+        return service_pb2.RepositoryModelLoadResponse()
+
+    @with_status
+    async def RepositoryModelUnload(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        await self.repository.unload(request.model_name)
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    @with_status
+    async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return await self.infer(request)
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
+        async for request in requests:
+            try:
+                yield service_pb2.ModelStreamInferResponse(infer_response=await self.infer(request))
+            except RequestError as error:
+                # As in Triton, the stream goes on, and the response says to which request it belongs.
+                response = service_pb2.ModelInferResponse(id=request.id)
+                message = str(error)[:MAX_ERROR_CHARACTERS]
+                yield service_pb2.ModelStreamInferResponse(error_message=message, infer_response=response)
+
+    async def infer(self, request: Any) -> Any:
+        """Return the response to a ModelInferRequest. Raises RequestError if it is invalid."""
+        batcher = self.repository.find(request.model_name, request.model_version)
+        start = perf_counter_ns()
+        parsed = parse_request(request, batcher.model)
+        batcher.statistics.parse.add(perf_counter_ns() - start)
+        outputs = await inference.infer(batcher, parsed)
+        start = perf_counter_ns()
+        response = create_response(batcher, parsed, outputs)
+        batcher.statistics.serialize.add(perf_counter_ns() - start)
+        return response
+
+
+def parse_request(request: Any, model: Model) -> InferenceRequest:
+    """Parse a ModelInferRequest. Raises RequestError if it does not match the model's inputs and outputs."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise RequestError(f"raw_input_contents: expected one per input, {len(request.inputs)}, got {len(raw)}")
+    inputs: Arrays = {}
+    for index, tensor in enumerate(request.inputs):
+        spec = inference.find_input(model, tensor.name, inputs)
+        shape = [*tensor.shape]
+        inference.check_input(model, spec, tensor.datatype, shape, parse_parameters(tensor))
+        if raw:
+            inputs[spec.name] = array_from_bytes(memoryview(raw[index]), shape, spec)
+        else:
+            inputs[spec.name] = array_from_contents(tensor.contents, shape, spec)
+    inference.check_inputs(model, inputs)
+    outputs = {
+        tensor.name: inference.requested_output(model, tensor.name, parse_parameters(tensor), binary=True)
+        for tensor in reversed(request.outputs)  # of equal names, the first counts
+    }
+    return InferenceRequest(request.id, inputs, outputs or dict.fromkeys(model.outputs, RequestedOutput(binary=True)))
+
+
+def parse_parameters(tensor: Any) -> dict[str, object]:
+    """Return the parameters of an input or requested output."""
+    return {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in tensor.parameters.items()}
+
+
+def array_from_contents(contents: Any, shape: list[int], spec: TensorSpec) -> Array:
+    """Return the array of an InferTensorContents. Raises RequestError if it holds other values."""
+    field = CONTENTS.get(spec.datatype)
+    found = [descriptor.name for descriptor, _ in contents.ListFields()]
+    if field is None or found not in ([], [field]):
+        expected = field or "raw_input_contents"
+        raise RequestError(f"{spec.name}: expected {expected}, got {' and '.join(found) or 'none'}")
+    return array_from_values([*getattr(contents, field)], shape, spec)
+
+
+def create_response(batcher: Batcher, request: InferenceRequest, outputs: dict[str, tuple[str, Array]]) -> Any:
+    """Return the ModelInferResponse with these outputs, whose data are raw."""
+    model = batcher.model
+    response = service_pb2.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+    for name, (datatype, array) in outputs.items():
+        response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        response.raw_output_contents.append(array_to_bytes(array))
+    return response

@@ -1,0 +1,139 @@
+"""Tensors: the datatypes of ONNX Runtime, Triton's configuration and the protocol, and their conversion to arrays."""
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+from serving.errors import RequestError
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]  # by tensor name
+
+DTYPES: dict[str, type[np.generic]] = {  # the protocol's datatype: NumPy's
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.object_,  # of str or bytes
+}
+NUMBER_TYPES: dict[str, set[type]] = {  # by NumPy's kind: accepted Python types
+    "b": {bool},
+    "u": {int},
+    "i": {int},
+    "f": {int, float},
+    "O": {str, bytes},
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, datatype and shape of a model's input or output.
+
+    `shape` is the protocol's, including the batch dimension if the model has one, and `model_shape` the ONNX model's;
+    they differ if `config.pbtxt` has a reshape. -1 is a variable length.
+    """
+
+    name: str
+    datatype: str  # in the protocol's terms, such as UINT8
+    shape: tuple[int, ...]
+    model_shape: tuple[int, ...]
+    labels: tuple[str, ...] = ()  # of an output's classes
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's dtype."""
+        return np.dtype(DTYPES[self.datatype])
+
+
+def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
+    """Raise RequestError unless an input's shape is one that the model takes."""
+    expected = spec.shape
+    matches = all(length >= 0 if allowed == -1 else length == allowed for length, allowed in zip(shape, expected))
+    if len(shape) != len(expected) or not matches:
+        raise RequestError(f"{spec.name}.shape: expected {list(expected)} with -1 for any length, got {list(shape)}")
+
+
+def array_from_values(values: Sequence[Any], shape: Sequence[int], spec: TensorSpec) -> Array:
+    """Return the array of a flat sequence of Python values. Raises RequestError if their number or type is wrong."""
+    if len(values) != math.prod(shape):
+        raise RequestError(f"{spec.name}.data: expected {math.prod(shape)} values, got {len(values)}")
+    try:
+        return convert_values(values, spec.dtype).reshape(shape)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise RequestError(f"{spec.name}.data: expected {spec.datatype} values, got others: {error}") from error
+
+
+def convert_values(values: Sequence[Any], dtype: np.dtype[Any]) -> Array:
+    """Return a one-dimensional array. Raises TypeError, ValueError or ArithmeticError if a value does not fit."""
+    if dtype == np.uint8:
+        return np.frombuffer(bytes(values), dtype)  # three times as fast as np.array
+    accepted = NUMBER_TYPES[dtype.kind]
+    if not set(map(type, values)) <= accepted:
+        raise TypeError(f"accepted types are {' and '.join(sorted(kind.__name__ for kind in accepted))}")
+    if dtype == np.object_:  # ONNX Runtime takes and returns str, and would write bytes as b'...'
+        values = [value.decode() if isinstance(value, bytes) else value for value in values]
+    with np.errstate(over="raise"):
+        return np.array(values, dtype)
+
+
+def array_from_bytes(data: memoryview, shape: Sequence[int], spec: TensorSpec) -> Array:
+    """Return the array of a tensor's bytes: little-endian, row-major; elements of BYTES follow their length, uint32.
+
+    The array shares the memory of `data`. Raises RequestError if their number is wrong.
+    """
+    if spec.datatype == "BYTES":
+        return array_from_values(split_elements(data, spec), shape, spec)
+    size = math.prod(shape) * spec.dtype.itemsize
+    if len(data) != size:
+        raise RequestError(f"{spec.name}: expected {size} bytes for the shape {list(shape)}, got {len(data)}")
+    array = np.frombuffer(data, spec.dtype).reshape(shape)
+    if spec.datatype == "BOOL":
+        array = array.view(np.uint8) != 0  # NumPy and ONNX Runtime expect the bytes of a boolean to be 0 or 1
+    return array
+
+
+def split_elements(data: memoryview, spec: TensorSpec) -> list[bytes]:
+    """Return the elements of a BYTES tensor. Raises RequestError if a length exceeds the data."""
+    try:
+        elements: list[bytes] = deserialize_bytes_tensor(bytes(data)).tolist()
+    except struct.error as error:
+        raise RequestError(f"{spec.name}: expected elements that follow their length, got: {error}") from error
+    return elements
+
+
+def array_to_bytes(array: Array) -> bytes:
+    """Return a tensor's bytes, as `array_from_bytes` takes them."""
+    if array.dtype == np.object_:
+        return bytes(serialize_byte_tensor(array).item()) if array.size else b""
+    return array.tobytes()
+
+
+def classify(array: Array, count: int, labels: Sequence[str], batched: bool) -> Array:
+    """Return the largest values of each row of a batch, or of the whole array, as VALUE:INDEX or VALUE:INDEX:LABEL.
+
+    The format is that of Triton's classification extension; the result is a BYTES tensor, [batch, count] or [count].
+    """
+    rows = array.reshape(len(array) if batched else 1, -1)
+    width = rows.shape[1]
+    order = width - 1 - np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]  # of equals, the first
+    number = "%f" if array.dtype.kind == "f" else "%d"
+    classes = [
+        [":".join([number % row[index], str(index), *labels[index : index + 1]]) for index in indices]
+        for row, indices in zip(rows, order.tolist())
+    ]
+    result = np.array(classes, np.object_).reshape(len(rows), order.shape[1])
+    return result if batched else result[0]
