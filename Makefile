@@ -5,8 +5,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_CUSTOM_COMPILE_COMMAND := make requirements
 
-.PHONY: help repro pipeline test test-slow triton serve bench bench-training bench-serving bench-inference bench-reading ablation \
-	reproduce integrity restore requirements repository
+.PHONY: help repro pipeline test test-slow runtimes serve bench bench-training bench-serving bench-inference \
+	bench-reading ablation reproduce integrity restore requirements repository
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -24,10 +24,12 @@ test: .venv/for-test ## lint, check types, run the quick tests (run make repro f
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-test-slow: .venv/for-test ## test the commands of README.md and docs/ and a reproduction, in a miniature pipeline
+test-slow: .venv/for-test ## test other runtimes, and in a miniature pipeline the commands of README.md and docs/
+	@$(MAKE) --keep-going runtimes || echo "pytest skips the tests of the runtimes that are missing"
 	$(BIN)/pytest -m slow
 
-triton: build/triton/installed ## install a Triton server in build/, with which tests compare this project's (Linux)
+runtimes: build/runtimes/python/installed build/runtimes/npm/installed ## install other runtimes and Triton in build/
+runtimes: build/triton/installed
 
 serve: pipeline .venv/for-serve ## serve the models on http://127.0.0.1:8000 (OPTIONS='--port 8001')
 	$(BIN)/python -m serving --lock dvc.lock $(OPTIONS)
@@ -66,6 +68,7 @@ requirements: $(BIN)/uv ## lock pyproject.toml's dependencies in requirements/ (
 	$(COMPILE) -o requirements/pipeline.txt -c requirements/test.txt --extra pipeline --extra bundled pyproject.toml
 	$(COMPILE) -o requirements/serve.txt -c requirements/test.txt --extra serve pyproject.toml
 	$(COMPILE) -o requirements/s3.txt -c requirements/test.txt --extra s3 pyproject.toml
+	printf 'openvino\ntract\n' | $(COMPILE) -o requirements/runtimes.txt -c requirements/test.txt -
 	echo uv | $(COMPILE) -o requirements/uv.txt -
 
 .venv/for-%: requirements/%.txt | $(BIN)/uv
@@ -81,6 +84,16 @@ build/triton/installed: tests/triton/onnxruntime/model.py | $(BIN)/uv
 	cp -r $(@D)/server/pytriton/tritonserver/backends/python tests/triton/onnxruntime $(@D)/backends
 	install $(@D)/server/pytriton/tritonserver/python_backend_stubs/3.11/triton_python_backend_stub $(@D)/backends/python
 	chmod +x $(@D)/server/pytriton/tritonserver/bin/tritonserver
+	@touch $@
+
+build/runtimes/python/installed: requirements/runtimes.txt | $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python --target $(@D) --require-hashes --requirement $<
+	@touch $@
+
+build/runtimes/npm/installed: requirements/package.json
+	mkdir -p $(@D)
+	cp $< $(@D)
+	npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 $(BIN)/uv: requirements/uv.txt | repository

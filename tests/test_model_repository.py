@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -129,17 +128,6 @@ def test_the_oldest_supported_onnx_runtime_returns_the_same_probabilities(models
         expected = session.run(["probabilities"], {"image": np.load("images.npy")})[0]
         tolerance = 0.05 if "int8" in name else 1e-5  # activations in int8 may be rounded to either neighbor
         assert np.load("probabilities.npy") == pytest.approx(expected, abs=tolerance), name
-
-
-@pytest.mark.parametrize("name", ["fnn", "cnn", "fnn_int8", "cnn_int8"])
-def test_opencv_returns_the_same_labels(models, name):
-    images = np.random.default_rng(0).integers(256, size=(1000, 1, 28, 28), dtype=np.uint8)
-    network = cv2.dnn.readNetFromONNX(artifacts.onnx(name))
-    network.setInput(images)
-    label, probabilities = InferenceSession(artifacts.onnx(name)).run(None, {"image": images})
-    found = network.forward("probabilities")
-    assert found == pytest.approx(probabilities, abs=1e-5 if "int8" not in name else 0.05)
-    assert (found.argmax(axis=1) == label).mean() > 0.99
 
 
 def test_models_have_no_details_on_which_other_runtimes_fail(name):

@@ -1,4 +1,4 @@
-"""A real Triton server, from PyPI's packages: `make triton` installs it."""
+"""A real Triton server, from PyPI's packages: `make runtimes` installs it."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ WHEEL = FOLDER / "server" / "pytriton" / "tritonserver"
 def triton(repository: Path, *options: str) -> Iterator[Server]:
     """Run Triton on a model repository and free ports, and terminate it at the end."""
     if not (FOLDER / "installed").exists():
-        pytest.skip("needs Triton; run `make triton`")
+        pytest.skip("needs Triton; run `make runtimes`")
     http, grpc, metrics = free_ports(3)
     command = [WHEEL / "bin" / "tritonserver", f"--model-repository={repository}", *options]
     command += [f"--backend-directory={FOLDER / 'backends'}", "--exit-on-error=false"]
