@@ -24,7 +24,7 @@ test: .venv/for-test ## lint, check types, run the quick tests (run make repro f
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-test-slow: .venv/for-test ## test other runtimes, and in a miniature pipeline the commands of README.md and docs/
+test-slow: .venv/for-test ## test the docs' commands, a reproduction, other runtimes, Triton and the container image
 	@$(MAKE) --keep-going runtimes || echo "pytest skips the tests of the runtimes that are missing"
 	$(BIN)/pytest -m slow
 
@@ -70,6 +70,8 @@ requirements: $(BIN)/uv ## lock pyproject.toml's dependencies in requirements/ (
 	$(COMPILE) -o requirements/s3.txt -c requirements/test.txt --extra s3 pyproject.toml
 	printf 'openvino\ntract\n' | $(COMPILE) -o requirements/runtimes.txt -c requirements/test.txt -
 	echo uv | $(COMPILE) -o requirements/uv.txt -
+	@# From 36 on, the types of the package kubernetes are pydantic models, which KServe's client cannot read.
+	printf 'kserve\nkubernetes<36\n' | $(COMPILE) -o requirements/kserve.txt -
 
 .venv/for-%: requirements/%.txt | $(BIN)/uv
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --requirement $<
