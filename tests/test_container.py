@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -21,9 +20,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import tritonclient.grpc
 
 from stages import artifacts, idx
-from tests.conftest import PROJECT, Server, call, is_ready
+from tests.conftest import PROJECT, Server, call, free_ports, is_ready
 from tests.test_deploy import RUNTIME, load_manifest
 
 TOOLS = ("buildah", "mmdebstrap")  # .ci/run installs them
@@ -133,10 +133,9 @@ def running(
     Yield the server and the ID of its process.
     """
     root, config = image / "root", json.loads((image / "config.json").read_text())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [*config["Entrypoint"], *(arguments or config["Cmd"]), "--port", str(port)]
+    port, grpc_port = free_ports(2)
+    ports = ("--port", str(port), "--grpc-port", str(grpc_port))
+    command = [*config["Entrypoint"], *(arguments or config["Cmd"]), *ports]
     script = ["sh", "-euc", RUN, "sh", str(root), str(models or root / "models"), config["User"], *command]
     variables = dict(variable.split("=", 1) for variable in config["Env"])
     log_file = image / f"{port}.log"
@@ -144,9 +143,9 @@ def running(
         process = subprocess.Popen(
             ["unshare", "--mount", "--pid", "--fork", *script], env=variables, stdout=log, stderr=log
         )
-        server = Server(process, f"127.0.0.1:{port}", log)
+        server = Server(process, f"127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", log)
         try:
-            while not is_ready(server.address):
+            while not is_ready(f"http://{server.address}"):
                 if process.poll() is not None:
                     pytest.fail(f"the container ended with {process.returncode}:\n{log_file.read_text()}")
                 time.sleep(0.1)
@@ -174,6 +173,12 @@ def test_the_image_serves_the_models_that_are_inside(container, built: Path, sma
     np.testing.assert_array_equal(labels, session.run(["label"], {"image": images})[0])
 
 
+def test_the_image_serves_grpc(container) -> None:
+    server, _ = container
+    with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
+        assert client.is_model_ready("cnn")
+
+
 def test_the_image_reads_pictures(container) -> None:
     server, _ = container
     assert server.ask("/digits", (PROJECT / "docs" / "seven.png").read_bytes())[0] == 200
@@ -181,10 +186,10 @@ def test_the_image_reads_pictures(container) -> None:
 
 def test_the_image_serves_the_models_of_a_volume(image: Path, built: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    shutil.copytree(built / artifacts.MODEL_REPOSITORY / "fnn", tmp_path / "another")
+    shutil.copytree(built / artifacts.MODEL_REPOSITORY / "fnn", tmp_path / "fnn")
     with running(image, tmp_path) as (server, _):
-        assert server.ask("/v2/models/another/ready")[0] == 200
-        assert server.ask("/v2/models/cnn/ready")[0] == 404
+        assert server.ask("/v2/models/fnn/ready")[0] == 200
+        assert server.ask("/v2/models/cnn")[0] == 404
 
 
 def test_the_image_serves_its_models_with_the_arguments_of_the_runtime_for_kserve(image: Path) -> None:
@@ -234,7 +239,7 @@ def test_the_image_is_small(root: Path) -> None:
 
 def test_the_health_check_succeeds_only_while_the_server_is_ready(image: Path, root: Path, config) -> None:
     kind, *command = config["Healthcheck"]["Test"]
-    assert (kind, config["ExposedPorts"]) == ("CMD", {"8000/tcp": {}})
+    assert (kind, config["ExposedPorts"]) == ("CMD", {"8000/tcp": {}, "8001/tcp": {}})
 
     def check() -> int:
         replaced = [part.replace("8000", port) for part in command]

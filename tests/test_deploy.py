@@ -126,14 +126,14 @@ def test_kserve_does_not_choose_the_runtime_for_services_that_name_no_runtime(ru
     assert not any(supported.get("autoSelect") for supported in runtime["spec"]["supportedModelFormats"])
 
 
-def test_the_runtime_starts_the_server_on_what_kserve_mounts_and_on_the_port_that_it_expects(
+def test_the_runtime_starts_the_server_on_what_kserve_mounts_and_on_the_ports_that_it_expects(
     runtime: dict[str, Any], container: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["serving", *container["args"]])
     arguments = parse_arguments()
     assert (str(arguments.repository), arguments.host, arguments.port) == (MODELS, "0.0.0.0", HTTP_PORT)
-    with_grpc = getattr(arguments, "grpc_port", None) == GRPC_PORT
-    assert runtime["spec"]["protocolVersions"] == ["v2", *["grpc-v2"] * with_grpc]
+    assert arguments.grpc_port == GRPC_PORT
+    assert runtime["spec"]["protocolVersions"] == ["v2", "grpc-v2"]
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
