@@ -1,6 +1,7 @@
 """Dynamic batching: run the requests that are pending at the same time as one batch, as the configuration allows."""
 
 import asyncio
+import math
 import time
 import timeit
 from bisect import bisect
@@ -43,14 +44,14 @@ class Batcher:
         self.instances = sum(group.count for group in model.config.instance_group)
         self.running = 0  # batches in threads
         self.scheduled = False  # run_batches will be called
-        self.batching = model.config.HasField("dynamic_batching")
+        self.batching = model.batched and model.config.HasField("dynamic_batching")
         settings = model.config.dynamic_batching
         self.preferred_sizes = set(settings.preferred_batch_size)
         self.max_size = max(self.preferred_sizes, default=1)
         self.delay_ns = 1000 * settings.max_queue_delay_microseconds
         self.variable_shapes = any(-1 in spec.shape[1:] for spec in model.inputs.values())
         self.timer: asyncio.TimerHandle | None = None
-        self.inline_size = INLINE_BATCH_SIZE if is_fast(model) else 0
+        self.inline_size = inline_size(model)
 
     async def infer(self, inputs: Arrays, size: int) -> Arrays:
         """Return the model's outputs for a request of `size` images. Raises RequestError if the model cannot."""
@@ -141,16 +142,16 @@ class Batcher:
         self.run_batches()
 
 
-def is_fast(model: Model) -> bool:
-    """Say whether the model runs INLINE_BATCH_SIZE images within INLINE_LATENCY_SECONDS (min of 3 runs)."""
-    if not model.batched:
-        return False
-    shapes = {name: (INLINE_BATCH_SIZE, *spec.shape[1:]) for name, spec in model.inputs.items()}
-    inputs = {name: np.ones(np.abs(shape), model.inputs[name].dtype) for name, shape in shapes.items()}
+def inline_size(model: Model) -> int:
+    """Return the largest batch that runs on the event loop, 0 if that takes longer than INLINE_LATENCY_SECONDS."""
+    size = min(INLINE_BATCH_SIZE, model.config.max_batch_size)
+    shapes = {name: np.abs((size, *spec.shape[1:])) for name, spec in model.inputs.items()}
+    inputs = {name: np.ones(shape, model.inputs[name].dtype) for name, shape in shapes.items()}
     try:
-        return min(timeit.repeat(lambda: model.run(inputs), number=1, repeat=3)) < INLINE_LATENCY_SECONDS
+        fastest = min(timeit.repeat(lambda: model.run(inputs), number=1, repeat=3)) if size else math.inf
     except RequestError:  # these values mean nothing to the model
-        return False
+        return 0
+    return size if fastest < INLINE_LATENCY_SECONDS else 0
 
 
 def concatenate(batches: Sequence[Arrays]) -> Arrays:

@@ -11,7 +11,7 @@ from google.protobuf import json_format, text_format
 from google.protobuf.message import Message
 from onnxruntime import InferenceSession, NodeArg
 from tritonclient.grpc import model_config_pb2
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelDynamicBatching
 
 from serving.tensors import TensorSpec
 
@@ -126,8 +126,8 @@ def complete_config(config: ModelConfig, name: str, session: InferenceSession) -
         completed.dynamic_batching.SetInParent()
     complete_tensors(completed.input, inputs, completed.max_batch_size > 0)
     complete_tensors(completed.output, outputs, completed.max_batch_size > 0)
-    if completed.HasField("dynamic_batching") and not completed.dynamic_batching.preferred_batch_size:
-        completed.dynamic_batching.preferred_batch_size.append(max(completed.max_batch_size, 1))
+    if completed.HasField("dynamic_batching"):
+        complete_batching(completed.dynamic_batching, max(completed.max_batch_size, 1))
     if not completed.instance_group:
         completed.instance_group.add(name=name, count=2)
     for number, group in enumerate(completed.instance_group):
@@ -138,6 +138,16 @@ def complete_config(config: ModelConfig, name: str, session: InferenceSession) -
     return completed
 
 
+def complete_batching(batching: ModelDynamicBatching, max_batch_size: int) -> None:
+    """Complete the settings of dynamic batching. Raises ValueError if a preferred batch size exceeds the maximum."""
+    for size in batching.preferred_batch_size:
+        if not 1 <= size <= max_batch_size:
+            path = "dynamic_batching.preferred_batch_size"
+            raise ValueError(f"{path}: expected 1 <= x <= max_batch_size = {max_batch_size}, got {size}")
+    if not batching.preferred_batch_size:
+        batching.preferred_batch_size.append(max_batch_size)
+
+
 def complete_tensors(entries: Any, nodes: Sequence[NodeArg], batched: bool) -> None:
     """Complete the inputs or the outputs of a configuration. Raises ValueError if they contradict the ONNX model."""
     by_name = {entry.name: entry for entry in entries}
@@ -146,29 +156,35 @@ def complete_tensors(entries: Any, nodes: Sequence[NodeArg], batched: bool) -> N
         raise ValueError(f"expected only tensors of the ONNX model, {', '.join(names)}, got {', '.join(unknown)}")
     for node in nodes:
         entry = by_name.get(node.name) or entries.add(name=node.name)
-        if node.type not in DATA_TYPES:
-            raise ValueError(f"{node.name}: expected one of {', '.join(DATA_TYPES)}, got {node.type}")
-        data_type = model_config_pb2.DataType.Value(DATA_TYPES[node.type])
-        if entry.data_type not in (model_config_pb2.TYPE_INVALID, data_type):
-            found = model_config_pb2.DataType.Name(entry.data_type)
-            raise ValueError(
-                f"{node.name}.data_type: expected {DATA_TYPES[node.type]}, as in the ONNX model, got {found}"
-            )
-        entry.data_type = data_type
-        shape = variable_shape(node)
-        if not entry.dims:
-            entry.dims.extend(shape[batched:] or [1])  # Triton has no tensors without dimensions
-            if not shape[batched:]:
-                entry.reshape.SetInParent()
-        configured = [-1] * batched + [*model_dims(entry)]
-        matches = all(length in (-1, expected) for length, expected in zip(shape, configured))
-        if len(shape) != len(configured) or not matches or (batched and shape[0] != -1):
-            raise ValueError(f"{node.name}: expected the ONNX model's shape {shape}, got {configured}")
-        dims = [list(entry.dims), [*model_dims(entry)]]
-        if [each.count(-1) for each in dims] not in ([0, 0], [1, 1]) and entry.HasField("reshape"):
-            raise ValueError(f"{node.name}.reshape: expected at most one variable length, got {dims[1]}")
-        if math.prod(map(abs, dims[0])) != math.prod(map(abs, dims[1])):
-            raise ValueError(f"{node.name}.reshape: expected as many elements as in {dims[0]}, got {dims[1]}")
+        complete_data_type(entry, node)
+        complete_dims(entry, variable_shape(node), batched)
+
+
+def complete_data_type(entry: Any, node: NodeArg) -> None:
+    """Set the type of an input or output. Raises ValueError if it is another one, or one that the protocol lacks."""
+    if node.type not in DATA_TYPES:
+        raise ValueError(f"{node.name}: expected one of {', '.join(DATA_TYPES)}, got {node.type}")
+    expected, found = DATA_TYPES[node.type], model_config_pb2.DataType.Name(entry.data_type)
+    if found not in ("TYPE_INVALID", expected):
+        raise ValueError(f"{node.name}.data_type: expected {expected}, as in the ONNX model, got {found}")
+    entry.data_type = model_config_pb2.DataType.Value(expected)
+
+
+def complete_dims(entry: Any, shape: list[int], batched: bool) -> None:
+    """Set the dimensions of an input or output. Raises ValueError if they contradict the ONNX model's shape."""
+    if not entry.dims:
+        entry.dims.extend(shape[batched:] or [1])  # Triton has no tensors without dimensions
+        if not shape[batched:]:
+            entry.reshape.SetInParent()
+    dims, reshaped = [*entry.dims], [*model_dims(entry)]
+    configured = [-1] * batched + reshaped
+    matches = all(length in (-1, expected) for length, expected in zip(shape, configured))
+    if len(shape) != len(configured) or not matches or (batched and shape[0] != -1):
+        raise ValueError(f"{entry.name}: expected the ONNX model's shape {shape}, got {configured}")
+    if dims != reshaped and (dims.count(-1) != reshaped.count(-1) or dims.count(-1) > 1):
+        raise ValueError(f"{entry.name}.reshape: expected one variable length at most, as in {dims}, got {reshaped}")
+    if math.prod(map(abs, dims)) != math.prod(map(abs, reshaped)):
+        raise ValueError(f"{entry.name}.reshape: expected as many elements as in {dims}, got {reshaped}")
 
 
 def model_dims(entry: Any) -> Sequence[int]:

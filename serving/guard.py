@@ -1,5 +1,7 @@
 """ASGI middleware in front of the application: which requests are let in, and the state of their connections."""
 
+import asyncio
+import contextlib
 from collections.abc import Collection
 
 import orjson
@@ -9,6 +11,7 @@ from serving.connection import Connection
 from serving.limits import MAX_HEADER_BYTES
 
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
+DRAIN_SECONDS, DRAIN_PARTS = 0.1, 4  # of waiting for the rest of a body that nobody has asked for
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -27,7 +30,7 @@ class Guard:
         """Run the application, or send an error instead."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        hosts, size, names = [], len(scope["raw_path"]), set()
+        hosts, size, names = [], len(scope["path"]), set()
         for name, value in scope["headers"]:
             size += len(name) + len(value)
             names.add(name)
@@ -40,7 +43,7 @@ class Guard:
             has_body = not names.isdisjoint(BODY_HEADERS)
             connection.begin_request(has_body)
             if has_body:
-                receive = noting_the_end(receive, connection)
+                receive, send = with_body(connection, receive, send)
         try:
             if error := self.find_error(hosts, size):
                 await send_error(closing(send), *error)
@@ -62,16 +65,28 @@ class Guard:
         return None
 
 
-def noting_the_end(receive: Receive, connection: Connection) -> Receive:
-    """Return a function that receives a body and tells the connection when it is complete."""
+def with_body(connection: Connection, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Return functions for a request with a body, which tell the connection when it has been received.
 
-    async def receive_and_note() -> Message:
+    A response that is sent before that closes the connection, unless the rest of the body has already arrived.
+    """
+
+    async def receive_part() -> Message:
         message = await receive()
         if not message.get("more_body", False):
             connection.end_body()
         return message
 
-    return receive_and_note
+    async def send_after_body(message: Message) -> None:
+        if connection.receiving and message["type"] == "http.response.start":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    for _ in range(DRAIN_PARTS):
+                        if connection.receiving:
+                            await receive_part()
+        await (closing(send) if connection.receiving else send)(message)
+
+    return receive_part, send_after_body
 
 
 def closing(send: Send) -> Send:

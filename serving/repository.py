@@ -58,7 +58,8 @@ class Repository:
 
     def is_ready(self, strict: bool) -> bool:
         """Say whether the server takes requests and, if `strict`, whether everything that was to be loaded is."""
-        return not self.closing and not (strict and any(entry.reason for entry in self.entries.values()))
+        failed = [entry for entry in self.entries.values() if entry.reason and entry.fingerprint]  # not if unloaded
+        return not self.closing and not (strict and failed)
 
     def find(self, name: str, version: str = "") -> Batcher:
         """Return the queue of a model's version, by default the latest. Raises RequestError if it is not served."""
@@ -96,8 +97,8 @@ class Repository:
     async def load(self, name: str) -> None:
         """Load a model, or load it again. Raises RequestError if this is not allowed or fails."""
         self.require_explicit_mode()
-        if name not in model_names(self.folder):
-            raise RequestError(f"load: expected one of {', '.join(model_names(self.folder))}, got {name!r}")
+        if name not in (names := self.fingerprints()):
+            raise RequestError(f"load: expected one of {', '.join(names) or 'none'}, got {name!r}")
         async with self.changing:
             await self.reload(name)
         if reason := self.entries[name].reason:

@@ -111,6 +111,10 @@ def test_the_model_is_warmed_up(tmp_path, data):
         ("ensemble_scheduling {}", "got ensemble_scheduling"),
         ("response_cache { enable: true }", "got response_cache"),
         ("dynamic_batching { preserve_ordering: true }", "got dynamic_batching.preserve_ordering"),
+        (
+            "max_batch_size: 4\ndynamic_batching { preferred_batch_size: [ 4, 8 ] }",
+            "dynamic_batching.preferred_batch_size: expected 1 <= x <= max_batch_size = 4, got 8",
+        ),
         ("instance_group { gpus: [ 0 ] }", "got instance_group.gpus"),
         ("instance_group { kind: KIND_GPU }", "instance_group.kind: expected KIND_AUTO or KIND_CPU, got KIND_GPU"),
         ('parameters { key: "x" value { string_value: "" } }', "got parameters.x"),

@@ -185,6 +185,15 @@ def test_a_refused_request_gets_one_response(limited_server, path):
     assert [status // 100 for status in statuses(answer)] == [4]
 
 
+def test_a_connection_stays_open_after_a_body_that_nobody_reads(server):
+    """As long as it is small: a large one closes the connection, which the response says."""
+    last = b"GET /v2 HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    assert statuses(exchange(server, post("/unknown", bytes(50_000)) + last)) == [404, 200]
+    answer = exchange(server, post("/unknown", bytes(5_000_000)) + last)
+    assert statuses(answer) == [404]
+    assert b"connection: close" in answer
+
+
 @pytest.mark.parametrize("start", [b"", b"GET /v2 HTTP/1.1\r\n" + HOST + b"\r\n"])
 @pytest.mark.parametrize("header", [b"X-Long: " + b"x" * 20_000 + b"\r\n\r\n", b"X-Long: " + b"x" * 200_000])
 def test_headers_above_the_limit_are_refused(server, start, header):

@@ -74,6 +74,7 @@ def test_with_strict_readiness_a_broken_model_makes_the_server_unready(repositor
         assert server.ask("/v2/repository/models/fnn/load", b"")[0] == 400
         assert server.json("/v2/health/ready") == (503, {"ready": False})
         assert server.ask("/v2/repository/models/fnn/unload", b"")[0] == 200
+        assert server.json("/v2/health/ready") == (200, {"ready": True})
 
 
 def test_the_server_does_not_start_without_a_model_that_can_be_loaded(tmp_path):
