@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
 ALLOWED_HOST_HELP = (
     "name that the Host of requests may have; *: any (default: loopback names if --host is one, else any)"
 )
+UPGRADE_WARNINGS = ("Unsupported upgrade request.", "No supported WebSocket library")  # of Uvicorn, for every offer
 DRAIN_SECONDS = 1  # of accepting requests after a signal: those that were sent before it have arrived by then
 
 
@@ -106,6 +108,7 @@ def create_http_server(
         ssl_certfile=arguments.ssl_certfile,
         ssl_keyfile=arguments.ssl_keyfile,
     )
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.msg.startswith(UPGRADE_WARNINGS))
     try:
         config.load()
     except OSError as error:  # ssl.SSLError is one, too

@@ -1,6 +1,7 @@
 """TCP connections: Uvicorn's HTTP protocols behind limits on idle time and on the data that precede a request."""
 
 import asyncio
+import contextlib
 import re
 from http import HTTPStatus
 from typing import Any
@@ -11,7 +12,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.limits import LINGER_SECONDS, MAX_BUFFERED_BYTES, MAX_HEADER_BYTES, Limits
 
-READ_BYTES = 16 * 1024  # at a time: bounds the requests that a client can pipeline
+HEAD_BYTES = 4 * 1024  # read at a time outside bodies: bounds the requests that a client can pipeline
+BODY_BYTES = 64 * 1024  # read at a time in bodies
 HALF_CLOSED_SECONDS = 1  # until a request that arrived with the end of the stream has begun
 UPGRADE_HEADER = re.compile(rb"^upgrade[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
@@ -29,7 +31,7 @@ class Connection(asyncio.BufferedProtocol):
         self.limits = limits
         self.connections = connections
         self.arguments = arguments | {"app_state": arguments["app_state"] | {"connection": self}}
-        self.buffer = memoryview(bytearray(READ_BYTES))
+        self.buffer = memoryview(bytearray(BODY_BYTES))
         self.head = b""  # of the first request, until it is complete
         self.http: asyncio.Protocol | None = None
         self.in_request = self.receiving = False  # the application answers a request, and waits for its body
@@ -55,7 +57,7 @@ class Connection(asyncio.BufferedProtocol):
         self.connections[self] = None
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self.buffer
+        return self.buffer if self.receiving else self.buffer[:HEAD_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Pass received bytes on, unless they exceed a limit."""
@@ -74,7 +76,8 @@ class Connection(asyncio.BufferedProtocol):
             self.http.connection_made(self)  # type: ignore[arg-type]  # has all of a transport that Uvicorn uses
         self.http.data_received(data)
         self.unused_bytes += nbytes
-        if self.unused_bytes > MAX_BUFFERED_BYTES and not self.paused:
+        limit = MAX_BUFFERED_BYTES if self.in_request else 2 * MAX_HEADER_BYTES
+        if self.unused_bytes > limit and not self.paused:
             self.paused = True
             self.pause_reading()
             self.loop.call_soon(self.check_head)  # after a complete request has begun
@@ -169,7 +172,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.half_closed or not self.transport.can_write_eof():
             self.transport.close()
         else:
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # the client has closed the connection
+                self.transport.write_eof()
             self.use_data()
         self.start_timer(LINGER_SECONDS)
 

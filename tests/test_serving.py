@@ -300,7 +300,12 @@ def test_compressed_bodies_are_limited_after_decompression(server):
     [
         ("br", b"", 415, "Content-Encoding: expected identity, gzip or deflate, got 'br'"),
         ("gzip", b"{}", 400, "body: expected gzip, got other data: "),
-        ("gzip", gzip.compress(b"{}")[:-1], 400, "body: expected gzip, got an incomplete stream or data after it"),
+        (
+            "gzip",
+            gzip.compress(b"{}", mtime=0)[:-1],
+            400,
+            "body: expected gzip, got an incomplete stream or data after it",
+        ),
         ("deflate", zlib.compress(b"{}") + b"x", 400, "body: expected deflate, got an incomplete stream or data after"),
     ],
 )
