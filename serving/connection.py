@@ -76,8 +76,7 @@ class Connection(asyncio.BufferedProtocol):
             self.http.connection_made(self)  # type: ignore[arg-type]  # has all of a transport that Uvicorn uses
         self.http.data_received(data)
         self.unused_bytes += nbytes
-        limit = MAX_BUFFERED_BYTES if self.in_request else 2 * MAX_HEADER_BYTES
-        if self.unused_bytes > limit and not self.paused:
+        if self.unused_bytes > (MAX_BUFFERED_BYTES if self.in_request else 2 * MAX_HEADER_BYTES) and not self.paused:
             self.paused = True
             self.pause_reading()
             self.loop.call_soon(self.check_head)  # after a complete request has begun
@@ -180,7 +179,6 @@ class Connection(asyncio.BufferedProtocol):
     def refuse(self, status: HTTPStatus, error: str) -> None:
         """Send an error instead of a response, and close the connection."""
         body = orjson.dumps({"error": error})
-        lines = [f"HTTP/1.1 {status} {status.phrase}", "content-type: application/json", "connection: close"]
-        lines += [f"content-length: {len(body)}", "", ""]
-        self.write("\r\n".join(lines).encode() + body)
+        head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         self.close()
