@@ -329,7 +329,7 @@ def answer(server: Server, call: Call) -> dict[str, Any]:
         size = tensor.get("parameters", {}).get("binary_data_size")
         if size is not None:
             tensor["data"], tail = decode(tensor["datatype"], tail[:size]), tail[size:]
-        if tensor["datatype"] == "BYTES":
+        elif tensor["datatype"] == "BYTES":
             tensor["data"] = [comparable(element) for element in tensor["data"]]
     if isinstance(message, list):  # the reasons are each server's own
         message = [entry | {"reason": True} if "reason" in entry else entry for entry in message]
@@ -337,8 +337,9 @@ def answer(server: Server, call: Call) -> dict[str, Any]:
 
 
 def decode(datatype: str, data: bytes) -> list[Any]:
+    """Return the values of a tensor's bytes, in a form that can be compared."""
     if datatype == "BYTES":
-        return [element.decode() for element in deserialize_bytes_tensor(data)]
+        return [comparable(element.decode()) for element in deserialize_bytes_tensor(data)]
     dtype = {"FP32": np.float32, "FP16": np.float16, "INT64": np.int64}[datatype]
     return np.frombuffer(data, dtype).tolist()
 
@@ -490,12 +491,9 @@ def answer_rpc(server: Server, call: Rpc) -> Any:
         except grpc.RpcError as error:
             return error.code().name
     message = json_format.MessageToDict(response, preserving_proto_field_name=True)
-    if raw := message.pop("raw_output_contents", None):
-        for tensor, data in zip(message["outputs"], response.raw_output_contents):
+    if message.pop("raw_output_contents", None):
+        for tensor, data in zip(message["outputs"], response.raw_output_contents, strict=True):
             tensor["data"] = decode(tensor["datatype"], data)
-            if tensor["datatype"] == "BYTES":
-                tensor["data"] = [comparable(element) for element in tensor["data"]]
-        assert len(raw) == len(message["outputs"])
     return message
 
 
