@@ -39,7 +39,7 @@ bench: bench-training bench-serving ## run both benchmarks, of training and of s
 bench-training: pipeline ## compare the recipes with the course notebook's training loop
 	$(BIN)/python -m benchmarks.training $(OPTIONS)
 
-bench-serving: pipeline .venv/for-serve ## compare the server with KServe, LitServe and MLServer
+bench-serving: pipeline .venv/for-serve ## compare the server with Triton, KServe, LitServe and MLServer
 	$(BIN)/python -m benchmarks.serving $(OPTIONS)
 
 bench-inference: pipeline ## compare int8 with float32 in ONNX Runtime

@@ -1,22 +1,24 @@
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 
 import joblib
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from benchmarks import ablation, inference, serving, shared_cpu, training, trials
 from benchmarks.ablation import AblationResult
-from benchmarks.serving import Case, Measurement
+from benchmarks.serving import Case, Measurement, Server
 from benchmarks.shared_cpu import Timing
 from benchmarks.training import NOTEBOOK, TrainingResult
 from stages import artifacts, networks, params
 from stages.errors import UserError
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, free_ports, wait_until
 
 
 @pytest.fixture
@@ -258,52 +260,89 @@ def test_the_inference_table_shows_size_accuracy_drop_and_throughput_of_int8(mod
     ]
 
 
-@pytest.mark.parametrize("format", serving.FORMATS)
-def test_the_load_generator_measures_throughput_and_latency(server, monkeypatch, format):
+@pytest.fixture
+def measured_server(server, monkeypatch):
+    """The server as the benchmark knows it, whose port for gRPC is the next one."""
     monkeypatch.chdir(PROJECT)
-    case = Case(format, batch_size=2, connections=3)
-    request = serving.http_request(format, np.zeros((2, 1, 28, 28), np.uint8))
-    measured = serving.measure_server("this server", int(server.address.split(":")[1]), case, request, seconds=0.2)
+    return lambda format: Server(
+        serving.OURS,
+        batching="",
+        command=[],
+        port=int(server.grpc_address.split(":")[1]) - 1 if format == "grpc" else int(server.address.split(":")[1]),
+    )
+
+
+@pytest.mark.parametrize("format", serving.FORMATS)
+@pytest.mark.parametrize("images", [2, 200])  # the latter exceed HTTP/2's initial windows
+def test_the_load_generator_measures_throughput_and_latency(measured_server, format, images):
+    case = Case(format, images, connections=3)
+    request = serving.inference_request("cnn", format, np.zeros((images, 1, 28, 28), np.uint8))
+    measured = serving.measure_server(measured_server(format), case, request, seconds=0.2)
     assert measured.requests_per_second > 0
-    assert measured.images_per_second == 2 * measured.requests_per_second
+    assert measured.images_per_second == images * measured.requests_per_second
     assert 0 < measured.p50_ms <= measured.p99_ms
 
 
-def test_the_load_generator_fails_if_the_server_rejects_the_request(server, monkeypatch):
-    monkeypatch.chdir(PROJECT)
-    request = serving.http_request("json", np.zeros((2, 1, 27, 28), np.uint8))
-    with pytest.raises(UserError, match="expected responses with status 200, got .*last status 400"):
-        serving.measure_server("this server", int(server.address.split(":")[1]), Case("json", 2, 1), request, 0.2)
+@pytest.mark.parametrize(("format", "status"), [("json", "400"), ("binary", "400"), ("grpc", "of a gRPC error")])
+def test_the_load_generator_fails_if_the_server_rejects_the_request(measured_server, format, status):
+    request = serving.inference_request("cnn", format, np.zeros((2, 1, 27, 28), np.uint8))
+    with pytest.raises(UserError, match=f"expected responses with status 200, got .*last status {status}"):
+        serving.measure_server(measured_server(format), Case(format, 2, 1), request, 0.2)
+
+
+def test_servers_are_stopped_except_while_they_are_measured():
+    (port,) = free_ports(1)
+    script = "import http.server as h, sys; h.HTTPServer(('127.0.0.1', int(sys.argv[1])), h.BaseHTTPRequestHandler)"
+    command = [sys.executable, "-c", f"{script}.serve_forever()", str(port)]
+    with serving.stopped_server(Server("", "", command, port)) as process:
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        with serving.resumed(process):
+            wait_until(lambda: psutil.Process(process.pid).status() != psutil.STATUS_STOPPED)
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_a_server_that_exits_at_its_start_is_an_error():
-    command = [sys.executable, "-c", "raise SystemExit(3)"]
+    server = Server("", "", [sys.executable, "-c", "raise SystemExit(3)"], port=1)
     expected = "expected a server on port 1, got exit status 3"
-    with pytest.raises(UserError, match=expected), serving.running_server(command, port=1):
+    with pytest.raises(UserError, match=expected), serving.stopped_server(server):
         pass
 
 
-def test_the_serving_table_compares_with_the_baseline_and_the_best_peer():
-    case, other = Case("json", 32, 8), Case("binary", 1, 1)
+def test_every_setting_of_dynamic_batching_is_a_server_of_its_own(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    servers = serving.find_servers("cnn", ["python"])
+    settings = [server.batching for server in servers if server.name == "litserve"]
+    assert settings == [*serving.BATCHING["litserve"]]
+    assert all(
+        server.command[-3:] == [str(server.port), *server.batching.split()] for server in servers if server.batching
+    )
+    assert len({server.port for server in servers}) == len(servers)
+
+
+def test_the_serving_table_compares_with_the_baseline_and_the_peers_at_their_best_setting():
+    case, other = Case("json", 32, 8), Case("grpc", 1, 1)
     lines = serving.serving_table(
         [
-            *(Measurement("onnxruntime", case, 100, 3200, 1, 2, 0) for _ in range(2)),
-            Measurement("this server", case, 80, 2000, 1, 3, 0.2),
-            Measurement("this server", case, 80, 2800, 2, 5, 0.3),
-            Measurement("kserve", case, 10, 300, 1, 2, 0.1),
-            Measurement("mlserver", case, 10, 600, 1, 2, 0.1),
-            Measurement("onnxruntime", other, 100, 100, 1, 2, 0),
-            Measurement("this server", other, 80, 50, 1, 3, 0.2),
+            *(Measurement("onnxruntime", "", case, 100, 3200, 1, 2, 0) for _ in range(2)),
+            Measurement("this server", "", case, 80, 2000, 1, 3, 0.2),
+            Measurement("this server", "", case, 80, 2800, 2, 5, 0.3),
+            Measurement("triton", "", case, 80, 2000, 2, 5, 0.25),
+            Measurement("kserve", "", case, 10, 300, 1, 2, 0.1),
+            *(Measurement("mlserver", "", case, 10, images, 1, 2, 0.1) for images in (500, 600, 1300)),
+            *(Measurement("mlserver", "8 0.001", case, 10, images, 1, 2, 0.1) for images in (700, 800, 900)),
+            Measurement("onnxruntime", "", other, 100, 100, 1, 2, 0),
+            Measurement("this server", "", other, 80, 50, 1, 3, 0.4),
         ]
     ).splitlines()
     assert lines == [
         "Images per second, median",
         "",
-        "| format | batch size | connections | onnxruntime (baseline) | this server | kserve | mlserver "
-        "| this server's p50 / p99, ms | % of baseline | speed-up over the best peer |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        "| json | 32 | 8 | 3,200 | 2,400 | 300 | 600 | 1.50 / 4.00 | 75% | 4.0 |",
-        "| binary | 1 | 1 | 100 | 50 |  |  | 1.00 / 3.00 | 50% |  |",
+        "| format | batch size | connections | onnxruntime | this server | triton | kserve | mlserver "
+        "| this server's p50 / p99, ms | % of onnxruntime | speed-up over the best Python server | over triton |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| json | 32 | 8 | 3,200 | 2,400 | 2,000 | 300 | 800 | 1.50 / 4.00 | 75% | 3.0 | 1.2 |",
+        "| grpc | 1 | 1 | 100 | 50 |  |  |  | 1.00 / 3.00 | 50% |  |  |",
         "",
-        "The load generator used at most 30% of a core.",
+        "The load generator used at most these shares of a core: 30% (json), 40% (grpc).",
     ]

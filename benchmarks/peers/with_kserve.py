@@ -1,17 +1,17 @@
-"""Serve the cnn with KServe's SDK."""
+"""Serve a model with KServe's SDK."""
 
-import cnn
 import kserve
+import served_model
 from kserve import InferOutput, InferRequest, InferResponse
 
 DATATYPES = ("INT64", "FP32")
 
 
-class Cnn(kserve.Model):
-    """The cnn for KServe."""
+class OnnxModel(kserve.Model):
+    """The model for KServe."""
 
     def load(self) -> bool:
-        self.session = cnn.open_session()
+        self.session = served_model.open_session()
         self.ready = True
         return True
 
@@ -21,17 +21,17 @@ class Cnn(kserve.Model):
         headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,
     ) -> InferResponse:
-        arrays = self.session.run(cnn.OUTPUTS, {"image": request.inputs[0].as_numpy()})
-        binary = bool((request.parameters or {}).get("binary_data_output"))
+        arrays = self.session.run(served_model.OUTPUTS, {"image": request.inputs[0].as_numpy()})
         outputs = []
-        for name, datatype, array in zip(cnn.OUTPUTS, DATATYPES, arrays):
+        for name, datatype, array in zip(served_model.OUTPUTS, DATATYPES, arrays):
             output = InferOutput(name, list(array.shape), datatype)
-            output.set_data_from_numpy(array, binary_data=binary)
+            output.set_data_from_numpy(array, binary_data=request.use_binary_outputs)
             outputs.append(output)
         return InferResponse(request.id or "", self.name, outputs)
 
 
 if __name__ == "__main__":
-    model = Cnn(cnn.NAME)
+    model = OnnxModel(served_model.NAME)
     model.load()
-    kserve.ModelServer(http_port=cnn.port_argument(), enable_grpc=False, access_log_format=None).start([model])
+    server = kserve.ModelServer(http_port=served_model.PORT, grpc_port=served_model.PORT + 1, access_log_format=None)
+    server.start([model])
