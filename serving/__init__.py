@@ -1,4 +1,4 @@
-"""Inference server and demo page for a model repository: Open Inference Protocol over HTTP."""
+"""Inference server and demo page for a model repository: Open Inference Protocol over HTTP and gRPC."""
 
 import os
 

@@ -25,9 +25,6 @@ from serving.repository import MODES, Repository
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
-ALLOWED_HOST_HELP = (
-    "name that the Host of requests may have; *: any (default: loopback names if --host is one, else any)"
-)
 UPGRADE_WARNINGS = ("Unsupported upgrade request.", "No supported WebSocket library")  # of Uvicorn, for every offer
 DRAIN_SECONDS = 1  # of accepting requests after a signal: those that were sent before it have arrived by then
 
@@ -59,14 +56,19 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
         max_connections=arguments.max_connections,
         timeout_seconds=arguments.timeout,
     )
-    repository = Repository(arguments.repository, executor, arguments.model_control_mode, arguments.lock)
+    repository = Repository(
+        arguments.repository,
+        executor,
+        arguments.model_control_mode,
+        arguments.lock,
+        strict_readiness=arguments.strict_readiness,
+    )
     repository.start(arguments.load_model if arguments.model_control_mode == "explicit" else ["*"])
     app = create_app(
         repository,
         executor,
         limits,
         allowed_hosts=allowed_hosts(arguments),
-        strict_readiness=arguments.strict_readiness,
         log_requests=arguments.log_requests,
     )
     if arguments.trace:
@@ -82,7 +84,7 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
         pair = (models.read_bytes(arguments.ssl_keyfile), models.read_bytes(arguments.ssl_certfile))
         credentials = grpc.ssl_server_credentials([pair])
     async with (
-        rpc.serve(repository, limits, grpc_address(arguments), credentials, arguments.strict_readiness),
+        rpc.serve(repository, limits, grpc_address(arguments), credentials),
         asyncio.TaskGroup() as tasks,
     ):
         polling = tasks.create_task(repository.poll(arguments.repository_poll_secs))

@@ -9,7 +9,6 @@ from importlib.resources import files
 from time import perf_counter_ns
 from typing import Any
 
-import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,10 +23,11 @@ from serving.bodies import Bodies, Upload
 from serving.config import config_to_dict
 from serving.errors import RequestError
 from serving.guard import Guard
-from serving.limits import MAX_ERROR_CHARACTERS, Limits
+from serving.limits import Limits
 from serving.metrics import DIGIT_SECONDS, MetricsMiddleware
 from serving.models import Model
 from serving.repository import Repository
+from serving.responses import error_response, json_response
 from serving.statistics import StatisticsCollector
 
 PAGE_FILES = {"/": "text/html", "/page.js": "text/javascript", "/page.css": "text/css", "/icon.svg": "image/svg+xml"}
@@ -46,13 +46,11 @@ def create_app(
     limits: Limits,
     *,
     allowed_hosts: Collection[str] = (),
-    strict_readiness: bool = False,
     log_requests: bool = False,
 ) -> ASGIApp:
     """Return the ASGI application that serves a repository; `executor` runs picture processing.
 
-    Without `allowed_hosts`, requests may name any host. With `strict_readiness`, the server is ready only if every
-    model is.
+    Without `allowed_hosts`, requests may name any host.
     """
     app = Starlette(routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False
@@ -61,7 +59,6 @@ def create_app(
     app.state.picture_slot = Semaphore(1)  # pictures are slow: inference requests wait for one at most
     app.state.max_pixels = limits.max_pixels
     app.state.bodies = Bodies(limits)
-    app.state.strict_readiness = strict_readiness
     app.state.registry = CollectorRegistry()
     body_bytes = Gauge("serving_body_bytes", "Bytes of the request bodies in memory", registry=app.state.registry)
     body_bytes.set_function(lambda: app.state.bodies.bytes)
@@ -118,8 +115,7 @@ async def server_live(request: Request) -> Response:
 
 async def server_ready(request: Request) -> Response:
     """Answer the readiness probe."""
-    repository = request.app.state.repository
-    ready = repository.is_ready(request.app.state.strict_readiness)
+    ready = request.app.state.repository.is_ready()
     return json_response({"ready": ready}, 200 if ready else 503)
 
 
@@ -130,11 +126,8 @@ async def server_metadata(request: Request) -> Response:
 
 async def model_ready(request: Request) -> Response:
     """Answer a model's readiness probe."""
-    try:
-        name = requested_batcher(request).model.name
-    except RequestError as error:
-        raise RequestError(str(error)) from error  # with status 400, as in Triton
-    return json_response({"name": name, "ready": True})
+    batcher, *_ = requested_batchers(request, unknown_status=400)  # as in Triton
+    return json_response({"name": batcher.model.name, "ready": True})
 
 
 async def model_metadata(request: Request) -> Response:
@@ -149,10 +142,7 @@ async def model_config(request: Request) -> Response:
 
 async def model_statistics(request: Request) -> Response:
     """Answer with the statistics of a model's version, of all its versions, or of all models."""
-    try:
-        batchers = requested_batchers(request)
-    except RequestError as error:
-        raise RequestError(str(error)) from error  # with status 400, as in Triton
+    batchers = requested_batchers(request, unknown_status=400)  # as in Triton
     return json_response({"model_stats": [batcher.statistics.to_dict() for batcher in batchers]})
 
 
@@ -165,9 +155,8 @@ async def repository_index(request: Request) -> Response:
 
 async def load_model(request: Request) -> Response:
     """Load a model from the repository."""
-    if protocol.get_parameters(await receive_message(request)):
-        raise RequestError("parameters: expected none, got some; a model is configured by its files")
-    await request.app.state.repository.load(request.path_params["model"])
+    parameters = protocol.get_parameters(await receive_message(request))
+    await request.app.state.repository.load(request.path_params["model"], parameters)
     return Response()
 
 
@@ -203,11 +192,18 @@ def requested_batcher(request: Request) -> Batcher:
     return repository.find(path["model"], path.get("version", ""))
 
 
-def requested_batchers(request: Request) -> list[Batcher]:
-    """Return the queues of the versions that the path means. Raises RequestError if one of them is not served."""
+def requested_batchers(request: Request, unknown_status: int = 404) -> list[Batcher]:
+    """Return the queues of the versions that the path means.
+
+    Raises RequestError with the status `unknown_status` if one of them is not served.
+    """
     path = request.path_params
     repository: Repository = request.app.state.repository
-    return repository.find_all(path.get("model", ""), path.get("version", ""))
+    try:
+        return repository.find_all(path.get("model", ""), path.get("version", ""))
+    except RequestError as error:
+        error.status = unknown_status
+        raise
 
 
 async def receive_message(request: Request) -> Any:
@@ -235,29 +231,24 @@ def json_length(request: Request) -> int | None:
     return int(length)
 
 
-def json_response(content: Any, status: int = 200) -> Response:
-    """Return a response with this JSON."""
-    return Response(orjson.dumps(content), status, media_type="application/json")
-
-
 async def request_error(request: Request, error: Exception) -> Response:
     """Answer an invalid request (RequestError)."""
     assert isinstance(error, RequestError)
-    return json_response({"error": str(error)[:MAX_ERROR_CHARACTERS]}, error.status)
+    return error_response(error.status, str(error))
 
 
 async def http_exception(request: Request, error: Exception) -> Response:
     """Answer a path or method that does not exist (Starlette's HTTPException)."""
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:200]
-    response = json_response({"error": f"{request.method} {path}: {error.detail}"}, error.status_code)
+    response = error_response(error.status_code, f"{request.method} {path}: {error.detail}")
     response.headers.update(error.headers or {})
     return response
 
 
 async def internal_error(request: Request, error: Exception) -> Response:
     """Answer after an unexpected exception, which the web server logs."""
-    return json_response({"error": "internal server error; see the server's log"}, 500)
+    return error_response(500, "internal server error; see the server's log")
 
 
 async def client_closed_request(request: Request, error: Exception) -> Response:

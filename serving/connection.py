@@ -10,7 +10,7 @@ import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.limits import LINGER_SECONDS, MAX_BUFFERED_BYTES, MAX_HEADER_BYTES, Limits
+from serving.limits import HEADER_ERROR, LINGER_SECONDS, MAX_BUFFERED_BYTES, MAX_HEADER_BYTES, Limits
 
 HEAD_BYTES = 4 * 1024  # read at a time outside bodies: bounds the requests that a client can pipeline
 BODY_BYTES = 64 * 1024  # read at a time in bodies
@@ -84,8 +84,7 @@ class Connection(asyncio.BufferedProtocol):
     def check_head(self) -> None:
         """Refuse a request whose headers are too long."""
         if not self.in_request and not self.is_closing():
-            error = f"headers: expected at most {MAX_HEADER_BYTES} bytes, got more"
-            self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, error)
+            self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, HEADER_ERROR)
 
     def eof_received(self) -> bool:
         """Keep the connection open for the response to a client that has sent everything."""

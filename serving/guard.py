@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-import orjson
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.connection import Connection
-from serving.limits import MAX_HEADER_BYTES
+from serving.limits import HEADER_ERROR, MAX_HEADER_BYTES
+from serving.responses import error_response
+
+if TYPE_CHECKING:
+    from serving.connection import Connection  # which needs Uvicorn; the application does not
 
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
-DRAIN_SECONDS, DRAIN_PARTS = 0.1, 4  # of waiting for the rest of a body that nobody has asked for
+UNREAD_BODY_SECONDS, UNREAD_BODY_PARTS = 0.1, 4  # of waiting for the rest of a body that nobody has asked for
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -46,26 +50,27 @@ class Guard:
                 receive, send = with_body(connection, receive, send)
         try:
             if error := self.find_error(hosts, size):
-                await send_error(closing(send), *error)
+                await error(scope, receive, closing(send))
             else:
                 await self.app(scope, receive, send)
         finally:
             if connection:
                 connection.end_request()
 
-    def find_error(self, hosts: list[str], size: int) -> tuple[int, str] | None:
-        """Return status and text of the error for these Host headers and this size of all headers, in bytes."""
+    def find_error(self, hosts: list[str], size: int) -> Response | None:
+        """Return the error for these Host headers and this size of all headers, in bytes."""
         if len(hosts) != 1:
-            return 400, f"Host: expected one header, got {len(hosts)}"
+            return error_response(400, f"Host: expected one header, got {len(hosts)}")
         name = hosts[0] if hosts[0].endswith("]") else hosts[0].rpartition(":")[0] or hosts[0]  # without the port
         if self.allowed_hosts and name not in self.allowed_hosts:
-            return 400, f"Host: expected {' or '.join(self.allowed_hosts)} (--allowed-host adds others), got {name!r}"
+            expected = f"{' or '.join(self.allowed_hosts)} (--allowed-host adds others)"
+            return error_response(400, f"Host: expected {expected}, got {name!r}")
         if size > MAX_HEADER_BYTES:
-            return 431, f"headers: expected at most {MAX_HEADER_BYTES} bytes, got more"
+            return error_response(431, HEADER_ERROR)
         return None
 
 
-def with_body(connection: Connection, receive: Receive, send: Send) -> tuple[Receive, Send]:
+def with_body(connection: "Connection", receive: Receive, send: Send) -> tuple[Receive, Send]:
     """Return functions for a request with a body, which tell the connection when it has been received.
 
     A response that is sent before that closes the connection, unless the rest of the body has already arrived.
@@ -80,8 +85,8 @@ def with_body(connection: Connection, receive: Receive, send: Send) -> tuple[Rec
     async def send_after_body(message: Message) -> None:
         if connection.receiving and message["type"] == "http.response.start":
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_SECONDS):
-                    for _ in range(DRAIN_PARTS):
+                async with asyncio.timeout(UNREAD_BODY_SECONDS):
+                    for _ in range(UNREAD_BODY_PARTS):
                         if connection.receiving:
                             await receive_part()
         await (closing(send) if connection.receiving else send)(message)
@@ -98,11 +103,3 @@ def closing(send: Send) -> Send:
         await send(message)
 
     return send_and_close
-
-
-async def send_error(send: Send, status: int, error: str) -> None:
-    """Send an error as JSON."""
-    body = orjson.dumps({"error": error[:500]})
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

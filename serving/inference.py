@@ -1,6 +1,6 @@
 """Inference requests, whether sent over HTTP or gRPC: validation, execution, requested outputs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from serving.batching import Batcher
@@ -50,13 +50,16 @@ def check_input(model: Model, spec: TensorSpec, datatype: str, shape: list[int],
     refuse_shared_memory(spec.name, parameters)
 
 
-def check_inputs(model: Model, inputs: Arrays) -> None:
-    """Raise RequestError unless these are all inputs of the model, with one batch size."""
-    if inputs.keys() != model.inputs.keys():
-        raise RequestError(f"inputs: expected {', '.join(model.inputs)}, got {', '.join(inputs) or 'none'}")
-    batch_sizes = {len(array) for array in inputs.values()} if model.batched else {1}
-    if len(batch_sizes) > 1:
-        raise RequestError(f"inputs: expected one batch size, got {sorted(batch_sizes)}")
+def requested_outputs(
+    model: Model, requested: Sequence[tuple[str, Parameters]], binary: bool
+) -> dict[str, RequestedOutput]:
+    """Return the requested outputs by name, all if none is named; of equal names, the first counts.
+
+    `requested` are names and parameters. Raises RequestError if one is invalid.
+    """
+    if not requested:
+        return dict.fromkeys(model.outputs, RequestedOutput(binary))
+    return {name: requested_output(model, name, parameters, binary) for name, parameters in reversed(requested)}
 
 
 def requested_output(model: Model, name: str, parameters: Parameters, binary: bool) -> RequestedOutput:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 MAX_HEADER_BYTES = 16 * 1024  # request line and header fields of one request
+HEADER_ERROR = f"headers: expected at most {MAX_HEADER_BYTES} bytes, got more"
 MAX_BUFFERED_BYTES = 160 * 1024  # of one connection that the application has not asked for; Uvicorn pauses at 64 KiB
 LINGER_SECONDS = 2  # of reading from a client that has got its last response and does not close the connection
 MAX_CONCURRENT_BODIES = 32  # bodies of the maximum size that all unfinished requests may hold in memory together

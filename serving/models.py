@@ -61,8 +61,6 @@ class Model:
         self.batched = self.config.max_batch_size > 0
         self.inputs = tensor_specs(self.config.input, self.batched)
         self.outputs = tensor_specs(self.config.output, self.batched)
-        self.output_names = [*self.outputs]
-        self.reshapes_inputs = any(spec.shape != spec.model_shape for spec in self.inputs.values())
         self.labels = {
             entry.name: read_labels(folder / entry.label_filename, read_file)
             for entry in self.config.output
@@ -77,7 +75,7 @@ class Model:
         Raises RequestError if the model cannot compute its outputs from the values, such as an index out of range.
         """
         try:
-            arrays = self.session.run(self.output_names, self.reshape_inputs(inputs))
+            arrays = self.session.run([*self.outputs], self.reshape_inputs(inputs))
         except Exception as error:  # ONNX Runtime's errors have no common base class
             reason = " ".join(str(error).split())
             raise RequestError(f"{self.name}: expected inputs that the model can process, got: {reason}") from error
@@ -91,10 +89,16 @@ class Model:
 
     def reshape_inputs(self, inputs: Arrays) -> Arrays:
         """Return the inputs in the shapes of the ONNX model."""
-        if not self.reshapes_inputs:
-            return inputs
         specs = [(array, self.inputs[name]) for name, array in inputs.items()]
         return {spec.name: reshape(array, spec.shape, spec.model_shape) for array, spec in specs}
+
+    def check_inputs(self, inputs: Arrays) -> None:
+        """Raise RequestError unless these are all inputs of the model, with one batch size."""
+        if inputs.keys() != self.inputs.keys():
+            raise RequestError(f"inputs: expected {', '.join(self.inputs)}, got {', '.join(inputs) or 'none'}")
+        batch_sizes = {len(array) for array in inputs.values()} if self.batched else {1}
+        if len(batch_sizes) > 1:
+            raise RequestError(f"inputs: expected one batch size, got {sorted(batch_sizes)}")
 
     def warm_up(self, warmup: ModelWarmup, file: Path) -> None:
         """Run the model on synthetic inputs, `count` times. Raises StartError if it fails."""
@@ -107,8 +111,7 @@ class Model:
             if entry.random_data and dtype != np.object_:
                 inputs[name] = np.asarray(random.uniform(0, 256, inputs[name].shape)).astype(dtype)
         try:
-            if inputs.keys() != self.inputs.keys():
-                raise RequestError(f"inputs: expected {', '.join(self.inputs)}, got {', '.join(inputs)}")
+            self.check_inputs(inputs)
             for name, array in inputs.items():
                 check_shape(array.shape, self.inputs[name])
             for _ in range(max(warmup.count, 1)):

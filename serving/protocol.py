@@ -17,14 +17,7 @@ import orjson
 from serving import __version__
 from serving.config import PLATFORM
 from serving.errors import RequestError
-from serving.inference import (
-    InferenceRequest,
-    RequestedOutput,
-    check_input,
-    check_inputs,
-    find_input,
-    requested_output,
-)
+from serving.inference import InferenceRequest, RequestedOutput, check_input, find_input, requested_outputs
 from serving.limits import MAX_JSON_ITEMS
 from serving.models import Model
 from serving.tensors import Array, Arrays, TensorSpec, array_from_bytes, array_from_values, array_to_bytes
@@ -88,7 +81,7 @@ def parse_request(body: bytes | bytearray, json_length: int | None, model: Model
     for entry in get_field(message, "inputs", list):
         spec = find_input(model, get_field(entry, "name", str), inputs)
         inputs[spec.name], binary = parse_input(entry, model, spec, binary)
-    check_inputs(model, inputs)
+    model.check_inputs(inputs)
     if binary:
         size = len(body) - json_length
         raise RequestError(f"binary data: expected {size - len(binary)} bytes after the JSON, got {size}")
@@ -106,7 +99,7 @@ def parse_raw_request(body: bytes | bytearray, model: Model) -> InferenceRequest
         raise RequestError("request without JSON: expected a model with one input of numbers and one variable length")
     known = math.prod(length for length in lengths if length > 0) * specs[0].dtype.itemsize
     shape = [1] * model.batched + [length if length >= 0 else len(body) // known for length in lengths]
-    outputs = dict.fromkeys(model.outputs, RequestedOutput(binary=True))
+    outputs = requested_outputs(model, [], binary=True)
     return InferenceRequest("", {specs[0].name: array_from_bytes(memoryview(body), shape, specs[0])}, outputs)
 
 
@@ -131,15 +124,10 @@ def parse_json(body: bytes | bytearray, length: int) -> Any:
 
 def parse_outputs(message: Any, model: Model) -> dict[str, RequestedOutput]:
     """Return the requested outputs by name, all by default."""
-    binary_by_default = get_field(get_parameters(message), "binary_data_output", bool, False)
-    entries = get_field(message, "outputs", list, None)
-    if not entries:
-        return dict.fromkeys(model.outputs, RequestedOutput(binary_by_default))
-    names = [get_field(entry, "name", str) for entry in entries]
-    return {
-        name: requested_output(model, name, get_parameters(entry), binary_by_default)
-        for name, entry in reversed([*zip(names, entries)])  # of equal names, the first counts
-    }
+    binary = get_field(get_parameters(message), "binary_data_output", bool, False)
+    entries = get_field(message, "outputs", list, None) or []
+    requested = [(get_field(entry, "name", str), get_parameters(entry)) for entry in entries]
+    return requested_outputs(model, requested, binary)
 
 
 def parse_input(entry: Any, model: Model, spec: TensorSpec, binary: memoryview) -> tuple[Array, memoryview]:

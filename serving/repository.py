@@ -11,7 +11,7 @@ from pathlib import Path
 from serving.batching import Batcher
 from serving.errors import RequestError, StartError
 from serving.metrics import LOAD_FAILURES, READY
-from serving.models import is_version, load_versions, model_names, read_bytes, verified_reader
+from serving.models import ReadFile, is_version, load_versions, model_names, read_bytes, verified_reader
 
 MODES = ("none", "poll", "explicit")
 Fingerprint = frozenset[tuple[str, int, int]]  # path, size in bytes and time of change in ns of each file
@@ -32,23 +32,34 @@ class Repository:
     A model is replaced only by one that is loaded and checked; requests that are under way finish on the old one.
     """
 
-    def __init__(self, folder: Path, executor: Executor, mode: str = "none", lock: Path | None = None):
-        """Prepare an empty repository; `lock` is a dvc.lock whose digests the files must have when they are loaded."""
+    def __init__(
+        self,
+        folder: Path,
+        executor: Executor,
+        mode: str = "none",
+        lock: Path | None = None,
+        strict_readiness: bool = False,
+    ):
+        """Prepare an empty repository.
+
+        `lock` is a dvc.lock whose digests the files must have when they are loaded. With `strict_readiness`, the
+        server is ready only if everything that was to be loaded is.
+        """
         self.folder = folder
         self.executor = executor
         self.mode = mode
         self.lock = lock
+        self.strict_readiness = strict_readiness
         self.entries: dict[str, Entry] = {}
         self.closing = False  # the server is shutting down
         self.changing = asyncio.Lock()  # held while models are loaded or unloaded
 
     def start(self, names: Collection[str]) -> None:
         """Load these models; `*` stands for all. In the mode none, raises StartError if none can be loaded."""
-        if self.lock:
-            verified_reader(self.folder, self.lock)  # an invalid lock concerns all models
+        read_file = self.reader()
         with contextlib.nullcontext() if self.mode == "none" else contextlib.suppress(StartError):
             for name in model_names(self.folder) if "*" in names else names:
-                self.apply(name, *self.read(name))
+                self.apply(name, *self.read(name, read_file))
             if not self.ready():
                 raise StartError(f"{self.folder}: expected a model that can be served, got none")
 
@@ -56,10 +67,10 @@ class Repository:
         """Return the names of the models that are served."""
         return [name for name, entry in self.entries.items() if entry.batchers]
 
-    def is_ready(self, strict: bool) -> bool:
-        """Say whether the server takes requests and, if `strict`, whether everything that was to be loaded is."""
+    def is_ready(self) -> bool:
+        """Say whether the server is ready for requests."""
         failed = [entry for entry in self.entries.values() if entry.reason and entry.fingerprint]  # not if unloaded
-        return not self.closing and not (strict and failed)
+        return not self.closing and not (self.strict_readiness and failed)
 
     def find(self, name: str, version: str = "") -> Batcher:
         """Return the queue of a model's version, by default the latest. Raises RequestError if it is not served."""
@@ -83,7 +94,7 @@ class Repository:
 
     def index(self, ready: bool) -> Iterator[dict[str, str]]:
         """Yield name, version, state and reason of every model, as Triton does; if `ready`, only of those served."""
-        for name in sorted({*self.entries, *self.fingerprints()}):
+        for name in sorted({*self.entries, *self.names()}):
             entry = self.entries.get(name, Entry())
             yield from ({"name": name, "version": version, "state": "READY"} for version in entry.batchers)
             if entry.reason and not ready:
@@ -94,10 +105,12 @@ class Repository:
             elif not entry.batchers and not ready:
                 yield {"name": name}
 
-    async def load(self, name: str) -> None:
-        """Load a model, or load it again. Raises RequestError if this is not allowed or fails."""
+    async def load(self, name: str, parameters: Collection[str]) -> None:
+        """Load a model, or load it again. Raises RequestError if this is not allowed or fails, or has parameters."""
+        if parameters:
+            raise RequestError("parameters: expected none, got some; a model is configured by its files")
         self.require_explicit_mode()
-        if name not in (names := self.fingerprints()):
+        if name not in (names := self.names()):
             raise RequestError(f"load: expected one of {', '.join(names) or 'none'}, got {name!r}")
         async with self.changing:
             await self.reload(name)
@@ -135,22 +148,33 @@ class Repository:
                         del self.entries[name]
             seen = found
 
+    def names(self) -> list[str]:
+        """Return the names of the models that lie in the repository."""
+        with contextlib.suppress(StartError):
+            return model_names(self.folder)
+        return []
+
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return the fingerprint of every model's files."""
-        with contextlib.suppress(StartError):
-            return {name: fingerprint(self.folder / name) for name in model_names(self.folder)}
-        return {}
+        return {name: fingerprint(self.folder / name) for name in self.names()}
 
     async def reload(self, name: str) -> None:
         """Load a model in a thread, and serve it if this succeeds."""
         self.apply(name, *await asyncio.to_thread(self.read, name))
 
-    def read(self, name: str) -> tuple[Fingerprint, list[Batcher] | StartError]:
-        """Load the versions of a model. Return the files' fingerprint, and the versions' queues or the error."""
+    def reader(self) -> ReadFile:
+        """Return the function that reads the models' files. Raises StartError if the lock cannot be read."""
+        return verified_reader(self.folder, self.lock) if self.lock else read_bytes
+
+    def read(self, name: str, read_file: ReadFile | None = None) -> tuple[Fingerprint, list[Batcher] | StartError]:
+        """Load the versions of a model, by default against the lock that lies there now.
+
+        Return the files' fingerprint, and the versions' queues or the error.
+        """
         files = fingerprint(self.folder / name)
         try:
-            read_file = verified_reader(self.folder, self.lock) if self.lock else read_bytes
-            return files, [Batcher(model, self.executor) for model in load_versions(self.folder / name, read_file)]
+            versions = load_versions(self.folder / name, read_file or self.reader())
+            return files, [Batcher(model, self.executor) for model in versions]
         except StartError as error:
             return files, error
 

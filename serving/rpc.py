@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from serving import inference, protocol
 from serving.batching import Batcher
 from serving.errors import RequestError, StartError
-from serving.inference import InferenceRequest, RequestedOutput
+from serving.inference import InferenceRequest
 from serving.limits import MAX_ERROR_CHARACTERS, Limits
 from serving.models import Model
 from serving.repository import Repository
@@ -52,11 +52,10 @@ async def serve(
     limits: Limits,
     address: str,
     credentials: grpc.ServerCredentials | None,
-    strict_readiness: bool,
 ) -> AsyncIterator[None]:
     """Serve a repository over gRPC, with TLS if there are credentials; at the end, finish the requests under way.
 
-    With `strict_readiness`, the server is ready only if every model is. Raises StartError if it cannot listen.
+    Raises StartError if the server cannot listen.
     """
     options = {
         "grpc.max_receive_message_length": limits.max_body_bytes,
@@ -64,7 +63,7 @@ async def serve(
         "grpc.so_reuseport": 0,  # else, two servers share a port without an error
     }
     server = grpc.aio.server(options=[*options.items()], maximum_concurrent_rpcs=limits.max_connections)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(repository, strict_readiness), server)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(repository), server)
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     try:
@@ -72,7 +71,7 @@ async def serve(
     except RuntimeError as error:
         raise StartError(f"gRPC: expected a free address, got {address}: {error}") from error
     await server.start()
-    updates = asyncio.create_task(update_health(servicer, repository, strict_readiness))
+    updates = asyncio.create_task(update_health(servicer, repository))
     try:
         yield
     finally:
@@ -80,11 +79,11 @@ async def serve(
         await server.stop(limits.timeout_seconds)
 
 
-async def update_health(servicer: health.HealthServicer, repository: Repository, strict_readiness: bool) -> None:
+async def update_health(servicer: health.HealthServicer, repository: Repository) -> None:
     """Keep gRPC's standard health service up to date."""
     while True:
         status = HealthCheckResponse.NOT_SERVING
-        if repository.is_ready(strict_readiness):
+        if repository.is_ready():
             status = HealthCheckResponse.SERVING
         for service in ("", SERVICE):
             await servicer.set(service, status)
@@ -107,18 +106,16 @@ def with_status(method: Method) -> Method:
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # has no type hints
     """Triton's service; the methods for shared memory, traces and logs are not implemented."""
 
-    def __init__(self, repository: Repository, strict_readiness: bool):
-        """Serve the models of a repository; with `strict_readiness`, be ready only if every model is."""
+    def __init__(self, repository: Repository):
+        """Serve the models of a repository."""
         self.repository = repository
-        self.strict_readiness = strict_readiness
 
     async def ServerLive(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        return service_pb2.ServerReadyResponse(ready=self.repository.is_ready(self.strict_readiness))
+        return service_pb2.ServerReadyResponse(ready=self.repository.is_ready())
 
-    @with_status
     async def ServerMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         return service_pb2.ServerMetadataResponse(**protocol.SERVER_METADATA)
 
@@ -152,9 +149,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     @with_status
     async def RepositoryModelLoad(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        if request.parameters:
-            raise RequestError("parameters: expected none, got some; a model is configured by its files")
-        await self.repository.load(request.model_name)
+        await self.repository.load(request.model_name, request.parameters)
         return service_pb2.RepositoryModelLoadResponse()
 
     @with_status
@@ -203,12 +198,9 @@ def parse_request(request: Any, model: Model) -> InferenceRequest:
             inputs[spec.name] = array_from_bytes(memoryview(raw[index]), shape, spec)
         else:
             inputs[spec.name] = array_from_contents(tensor.contents, shape, spec)
-    inference.check_inputs(model, inputs)
-    outputs = {
-        tensor.name: inference.requested_output(model, tensor.name, parse_parameters(tensor), binary=True)
-        for tensor in reversed(request.outputs)  # of equal names, the first counts
-    }
-    return InferenceRequest(request.id, inputs, outputs or dict.fromkeys(model.outputs, RequestedOutput(binary=True)))
+    model.check_inputs(inputs)
+    requested = [(tensor.name, parse_parameters(tensor)) for tensor in request.outputs]
+    return InferenceRequest(request.id, inputs, inference.requested_outputs(model, requested, binary=True))
 
 
 def parse_parameters(tensor: Any) -> dict[str, object]:

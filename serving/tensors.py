@@ -51,7 +51,6 @@ class TensorSpec:
     datatype: str  # in the protocol's terms, such as UINT8
     shape: tuple[int, ...]
     model_shape: tuple[int, ...]
-    labels: tuple[str, ...] = ()  # of an output's classes
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -1,6 +1,8 @@
 """The application without the project's own HTTP layer: under Starlette's client, as under any ASGI server."""
 
 import gzip
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,7 @@ from serving.limits import Limits
 from serving.repository import Repository
 from serving.tracing import traced
 from stages import artifacts
+from tests.conftest import PROJECT
 from tests.test_serving import inference_request, random_images
 
 
@@ -40,6 +43,11 @@ def test_the_application_runs_under_another_server(app):
         assert (
             client.post("/v2/repository/index", content=body, headers={"Content-Encoding": "gzip"}).status_code == 200
         )
+
+
+def test_the_application_needs_no_particular_server():
+    code = "import sys, serving.app; print(*sys.modules)"
+    assert "uvicorn" not in subprocess.check_output([sys.executable, "-c", code], cwd=PROJECT, text=True).split()
 
 
 def test_every_request_is_a_span(app):
