@@ -84,7 +84,7 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
         pair = (models.read_bytes(arguments.ssl_keyfile), models.read_bytes(arguments.ssl_certfile))
         credentials = grpc.ssl_server_credentials([pair])
     async with (
-        rpc.serve(repository, limits, grpc_address(arguments), credentials),
+        rpc.serve(repository, limits, *grpc_address(arguments), credentials),
         asyncio.TaskGroup() as tasks,
     ):
         polling = tasks.create_task(repository.poll(arguments.repository_poll_secs))
@@ -138,10 +138,11 @@ async def run_until_signal(server: uvicorn.Server, connections: dict[Connection,
     await running
 
 
-def grpc_address(arguments: argparse.Namespace) -> str:
-    """Return the address for gRPC: by default, the port after that for HTTP."""
+def grpc_address(arguments: argparse.Namespace) -> tuple[str, int]:
+    """Return the host and the port for gRPC: by default, the port after that for HTTP, and any if that is any."""
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    return f"{host}:{arguments.grpc_port or arguments.port + 1}"
+    default = arguments.port and arguments.port + 1
+    return host, default if arguments.grpc_port is None else arguments.grpc_port
 
 
 def allowed_hosts(arguments: argparse.Namespace) -> list[str]:
@@ -166,7 +167,7 @@ def parse_arguments() -> argparse.Namespace:
     add_list("--load-model", metavar="NAME", help="load at start in explicit mode; *: all")
     add("--strict-readiness", action="store_true", help="be ready only if every model is")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all IPv4 interfaces")
-    add("--port", type=port_number, default=8000, help="port for HTTP")
+    add("--port", type=port_number, default=8000, help="port for HTTP; 0: any free one")
     add("--grpc-port", type=port_number, metavar="PORT", help="port for gRPC (default: the one after --port)")
     add_list("--allowed-host", metavar="NAME", help="accept requests whose Host is this; *: any")
     add_list("--allow-origin", metavar="URL", help="let pages of this origin send requests (CORS)")

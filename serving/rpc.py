@@ -1,6 +1,7 @@
 """The Open Inference Protocol over gRPC, with the same queues, limits and errors as over HTTP."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -50,12 +51,13 @@ Method = Callable[[Any, Any, grpc.aio.ServicerContext], Awaitable[Any]]
 async def serve(
     repository: Repository,
     limits: Limits,
-    address: str,
+    host: str,
+    port: int,
     credentials: grpc.ServerCredentials | None,
 ) -> AsyncIterator[None]:
     """Serve a repository over gRPC, with TLS if there are credentials; at the end, finish the requests under way.
 
-    Raises StartError if the server cannot listen.
+    Port 0 is any free one. Raises StartError if the server cannot listen.
     """
     options = {
         "grpc.max_receive_message_length": limits.max_body_bytes,
@@ -66,11 +68,13 @@ async def serve(
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(repository), server)
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    address = f"{host}:{port}"
     try:
-        server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
         raise StartError(f"gRPC: expected a free address, got {address}: {error}") from error
     await server.start()
+    print(f"serving: gRPC on {host}:{port}", file=sys.stderr, flush=True)
     updates = asyncio.create_task(update_health(servicer, repository))
     try:
         yield

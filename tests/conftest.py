@@ -5,6 +5,7 @@ pytest-xdist reads this file before it starts the others.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -34,6 +35,8 @@ from stages import artifacts, check, idx, params
 PROJECT = Path(__file__).parent.parent
 BUCKET = "my-bucket"  # as in docs/
 
+_first_port = 10_000 + 20 * (os.getpid() % 1000)
+PORTS = itertools.cycle(range(_first_port, _first_port + 20))  # below those that the system gives to clients
 STAGES = ("train", "evaluate", "export", "verify", "quantize", "verify_int8", "card")  # run once for each model
 
 # Parameters for short trainings, with every kind of layer and every part of a recipe.
@@ -317,10 +320,18 @@ def serving(repository: Path, *options: str, context: ssl.SSLContext | None = No
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface on which nothing listens."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+    """Return ports of the loopback interface on which nothing listens.
+
+    Each process has ports of its own: else, the tests of another could listen on one before this test's server does.
+    """
+    return list(itertools.islice(filter(is_free, PORTS), count))
+
+
+def is_free(port: int) -> bool:
+    """Return whether a server could listen on a port of the loopback interface."""
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

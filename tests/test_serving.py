@@ -2,7 +2,9 @@
 
 import gzip
 import http.client
+import itertools
 import json
+import re
 import subprocess
 import sys
 import zlib
@@ -11,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
+import tritonclient.grpc
 import tritonclient.http
 
 from serving import __version__
@@ -403,6 +406,20 @@ def test_requests_are_counted_in_metrics_and_logged(models_folder):
         ("GET", "/unknown", 404),
         ("GET", "/metrics", 200),
     ]
+
+
+def test_port_0_is_any_free_one_that_the_log_names(models_folder):
+    command = [sys.executable, "-m", "serving", str(models_folder / artifacts.MODEL_REPOSITORY), "--port", "0"]
+    with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            log = itertools.takewhile(lambda line: "Started" not in line, process.stderr)
+            grpc, http = re.findall(r"127.0.0.1:\d+", "".join(log))
+            with tritonclient.grpc.InferenceServerClient(grpc) as client:
+                assert client.is_server_live()
+            with tritonclient.http.InferenceServerClient(http) as client:
+                assert client.is_server_live()
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize(
