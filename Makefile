@@ -73,8 +73,9 @@ requirements: $(BIN)/uv ## lock pyproject.toml's dependencies in requirements/ (
 	@# From 36 on, the types of the package kubernetes are pydantic models, which KServe's client cannot read.
 	printf 'kserve\nkubernetes<36\n' | $(COMPILE) -o requirements/kserve.txt -
 
+# Without bytecode, each import compiles where PYTHONDONTWRITEBYTECODE is set: PyTorch's takes twice as long.
 .venv/for-%: requirements/%.txt | $(BIN)/uv
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --requirement $<
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes --requirement $<
 	@touch $@
 
 # Triton's own server with its Python backend, and what tests/triton/onnxruntime needs in that backend's Python 3.11,

@@ -297,7 +297,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(repository: Path, *options: str, context: ssl.SSLContext | None = None) -> Iterator[Server]:
-    """Run the server on a model repository and free ports, with TLS if there is a context; terminate it at the end.
+    """Run the server on a model repository and free ports, with TLS if there is a context; kill it at the end.
 
     A server that ends before it is ready fails the test with its output.
     """
@@ -315,7 +315,7 @@ def serving(repository: Path, *options: str, context: ssl.SSLContext | None = No
                 time.sleep(0.02)
             yield server
         finally:
-            process.terminate()
+            process.kill()  # a graceful shutdown, which takes a second, has tests of its own
             process.wait(timeout=30)
 
 
