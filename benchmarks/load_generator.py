@@ -188,7 +188,9 @@ def main() -> None:
     latencies = uvloop.run(generate_load(client, request, port, connections, seconds))
     elapsed = time.perf_counter() - start
     cpu_share = (time.process_time() - cpu_start) / elapsed
-    print(orjson.dumps({"latencies": latencies, "elapsed": elapsed, "cpu_share": cpu_share}).decode())
+    result = orjson.dumps({"latencies": latencies, "elapsed": elapsed, "cpu_share": cpu_share})
+    with open(sys.stdout.fileno(), "wb") as output:  # sys.stdout may lose a part if PYTHONUNBUFFERED is set
+        output.write(result)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ PYTHON_PEERS = ("kserve", "mlserver", "litserve")  # the names of their Python p
 PEERS = (TRITON, *PYTHON_PEERS)
 BATCHING = {  # settings of dynamic batching: off, or the maximum number of requests in a batch and the maximum delay
     "mlserver": ("", "8 0.001", "64 0.001"),
-    "litserve": ("", "8 0.01", "64 0.01"),  # without a delay, its worker would poll without a pause
+    "litserve": ("", "8 0.01", "64 0.005", "64 0.01"),  # without a delay, its worker would poll without a pause
 }
 FORMATS = ("json", "binary", "grpc")
 FORMATS_OF_PEERS = {"mlserver": ("json", "grpc"), "litserve": ("json",)}  # the others have all

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -26,6 +27,7 @@ from serving.repository import MODES, Repository
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
 UPGRADE_WARNINGS = ("Unsupported upgrade request.", "No supported WebSocket library")  # of Uvicorn, for every offer
+GARBAGE_COLLECTION_OBJECTS = 10_000  # new ones until a collection; Python's default, 700, are those of few requests
 DRAIN_SECONDS = 1  # of accepting requests after a signal: those that were sent before it have arrived by then
 
 
@@ -83,6 +85,8 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
     if arguments.ssl_certfile:
         pair = (models.read_bytes(arguments.ssl_keyfile), models.read_bytes(arguments.ssl_certfile))
         credentials = grpc.ssl_server_credentials([pair])
+    gc.freeze()  # so that no request waits until all objects of the imported modules have been searched for garbage
+    gc.set_threshold(GARBAGE_COLLECTION_OBJECTS)
     async with (
         rpc.serve(repository, limits, *grpc_address(arguments), credentials),
         asyncio.TaskGroup() as tasks,

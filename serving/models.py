@@ -106,7 +106,7 @@ class Model:
         batch = (max(warmup.batch_size, 1),) * self.batched
         inputs = {}
         for name, entry in warmup.inputs.items():
-            dtype = np.dtype(DTYPES[DATATYPES[entry.data_type]])
+            dtype = DTYPES[DATATYPES[entry.data_type]]
             inputs[name] = np.zeros((*batch, *entry.dims), dtype)
             if entry.random_data and dtype != np.object_:
                 inputs[name] = np.asarray(random.uniform(0, 256, inputs[name].shape)).astype(dtype)

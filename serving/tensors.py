@@ -15,20 +15,20 @@ from serving.errors import RequestError
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]  # by tensor name
 
-DTYPES: dict[str, type[np.generic]] = {  # the protocol's datatype: NumPy's
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,  # of str or bytes
+DTYPES: dict[str, np.dtype[Any]] = {  # the protocol's datatype: NumPy's
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(np.object_),  # of str or bytes
 }
 NUMBER_TYPES: dict[str, set[type]] = {  # by NumPy's kind: accepted Python types
     "b": {bool},
@@ -55,7 +55,7 @@ class TensorSpec:
     @property
     def dtype(self) -> np.dtype[Any]:
         """NumPy's dtype."""
-        return np.dtype(DTYPES[self.datatype])
+        return DTYPES[self.datatype]
 
 
 def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
