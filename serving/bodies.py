@@ -19,9 +19,8 @@ class Bodies:
 
     def __init__(self, limits: Limits):
         """Set the limits."""
-        self.max_body_bytes = limits.max_body_bytes
+        self.limits = limits
         self.max_bytes = limits.max_body_bytes * MAX_CONCURRENT_BODIES
-        self.timeout_seconds = limits.timeout_seconds
         self.uploads: set[Upload] = set()
         self.bytes = 0
 
@@ -62,7 +61,7 @@ class Upload:
         try:
             await self.receive_in_time()
             if encoding != "identity":
-                limit = self.bodies.max_body_bytes
+                limit = self.bodies.limits.max_body_bytes
                 self.replace(await asyncio.to_thread(protocol.decompress, self.content, encoding, limit))
         except BaseException:
             self.close()
@@ -83,19 +82,18 @@ class Upload:
     async def receive_in_time(self) -> None:
         """Receive the body. Raises RequestError if it is not complete before the deadline, or exceeds a limit."""
         try:
-            async with asyncio.timeout(self.bodies.timeout_seconds) as self.deadline:
+            async with asyncio.timeout(self.bodies.limits.timeout_seconds) as self.deadline:
                 await self.receive()
         except TimeoutError:
             if self.given_up:
                 raise self.bodies.memory_error() from None
-            seconds = self.bodies.timeout_seconds
-            raise RequestError(f"request: expected to be complete after {seconds} seconds, got a part", 408) from None
+            raise RequestError(self.bodies.limits.timeout_error, 408) from None
         finally:
             self.deadline = None
 
     async def receive(self) -> None:
         """Receive the body. Raises RequestError if it exceeds a limit or is not as long as its Content-Length."""
-        limit = self.bodies.max_body_bytes
+        limit = self.bodies.limits.max_body_bytes
         connection = self.request.scope.get("state", {}).get("connection")
         length = int(self.request.headers.get("content-length", -1))
         more = length <= limit

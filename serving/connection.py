@@ -153,8 +153,7 @@ class Connection(asyncio.BufferedProtocol):
     def time_out(self) -> None:
         """Close an idle connection, or one whose client does not read."""
         if self.head and not self.is_closing():
-            error = f"request: expected to be complete after {self.limits.timeout_seconds} seconds, got a part"
-            self.refuse(HTTPStatus.REQUEST_TIMEOUT, error)
+            self.refuse(HTTPStatus.REQUEST_TIMEOUT, self.limits.timeout_error)
         else:
             self.transport.abort()
 

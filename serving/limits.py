@@ -25,3 +25,8 @@ class Limits:
     max_pixels: int = 16_000_000  # width * height of a picture
     max_connections: int = 256
     timeout_seconds: int = 30  # to receive a request, to send a response, and to keep an idle connection open
+
+    @property
+    def timeout_error(self) -> str:
+        """Error for a request that was not received in time."""
+        return f"request: expected to be complete after {self.timeout_seconds} seconds, got a part"

@@ -59,7 +59,11 @@ async def serve(
 
     Port 0 is any free one. Raises StartError if the server cannot listen.
     """
+    milliseconds = 1000 * limits.timeout_seconds
     options = {
+        "grpc.max_allowed_incoming_connections": limits.max_connections,
+        "grpc.server_handshake_timeout_ms": milliseconds,
+        "grpc.max_connection_idle_ms": milliseconds,
         "grpc.max_receive_message_length": limits.max_body_bytes,
         "grpc.max_send_message_length": -1,
         "grpc.so_reuseport": 0,  # else, two servers share a port without an error

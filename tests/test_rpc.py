@@ -1,12 +1,16 @@
 """The server over gRPC, with Triton's client."""
 
+import contextlib
 import http.client
 import json
 import queue
+import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 import numpy as np
@@ -18,7 +22,7 @@ from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_gr
 from tritonclient.utils import InferenceServerException
 
 from stages import artifacts
-from tests.conftest import not_serving, serving
+from tests.conftest import not_serving, serving, wait_until
 from tests.foreign_models import save_model
 from tests.test_serving import MODELS, infer, inference_request, random_images, run_onnx
 
@@ -204,6 +208,26 @@ def test_requests_under_way_are_answered_after_sigterm(models_folder):
         running.process.terminate()
         assert [len(call.result().as_numpy("label")) for call in calls] == [1024] * 4
         assert running.process.wait(timeout=30) == 0
+
+
+def test_idle_clients_give_way_to_others(models_folder):
+    options = ("--max-connections", "4", "--timeout", "1")
+    with serving(models_folder / artifacts.MODEL_REPOSITORY, *options) as running:
+        host, port = running.grpc_address.split(":")
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(socket.create_connection((host, port), timeout=30)) for _ in range(4)]
+            client = stack.enter_context(InferenceServerClient(running.grpc_address))
+            wait_until(lambda: is_live(client))
+            for each in idle:
+                assert b"" in iter(partial(each.recv, 4096), None)
+            time.sleep(2)  # the client's own connection is closed, and the next call opens another
+            assert is_live(client)
+
+
+def is_live(client: InferenceServerClient) -> bool:
+    with contextlib.suppress(InferenceServerException):
+        return client.is_server_live()
+    return False
 
 
 def test_a_grpc_port_that_is_in_use_is_named(models_folder, server):
