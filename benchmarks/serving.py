@@ -117,8 +117,9 @@ def measure_servers(model: str, seconds: float, rounds: int, interpreters: list[
         servers = [
             (server, stack.enter_context(stopped_server(server))) for server in find_servers(model, interpreters)
         ]
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             for case in tqdm(cases, unit="case", disable=None):
+                tqdm.write(f"round {number} of {rounds}: {case}", file=sys.stderr)
                 batch = images[: case.batch_size]
                 request = inference_request(model, case.format, batch)
                 measurements.append(measure_baseline(session, case, batch, seconds))
