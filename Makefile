@@ -31,7 +31,7 @@ test-slow: .venv/for-test ## test the docs' commands, a reproduction, other runt
 runtimes: build/runtimes/python/installed build/runtimes/npm/installed ## install other runtimes and Triton in build/
 runtimes: build/triton/installed
 
-serve: pipeline .venv/for-serve ## serve the models on http://127.0.0.1:8000 (OPTIONS='--port 8010')
+serve: pipeline .venv/for-serve ## build what has changed, and serve the models on http://127.0.0.1:8000 (OPTIONS='--port 8010')
 	$(BIN)/python -m serving --lock dvc.lock $(OPTIONS)
 
 bench: bench-training bench-serving ## run both benchmarks, of training and of serving

@@ -5,6 +5,7 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +29,8 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
 UPGRADE_WARNINGS = ("Unsupported upgrade request.", "No supported WebSocket library")  # of Uvicorn, for every offer
 GARBAGE_COLLECTION_OBJECTS = 10_000  # new ones until a collection; Python's default, 700, are those of few requests
+MAX_PORT = 65535
+BACKLOG = 2048  # connections that wait to be accepted, as in Uvicorn
 DRAIN_SECONDS = 1  # of accepting requests after a signal: those that were sent before it have arrived by then
 
 
@@ -71,6 +74,7 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
         executor,
         limits,
         allowed_hosts=allowed_hosts(arguments),
+        allowed_origins=arguments.allow_origin,
         log_requests=arguments.log_requests,
     )
     if arguments.trace:
@@ -87,12 +91,19 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
         credentials = grpc.ssl_server_credentials([pair])
     gc.freeze()  # so that no request waits until all objects of the imported modules have been searched for garbage
     gc.set_threshold(GARBAGE_COLLECTION_OBJECTS)
+    listener = listen(arguments.host, arguments.port)
+    host, port, *_ = listener.getsockname()
+    print(f"serving: HTTP on {host}:{port} (Ctrl-C to quit)", file=sys.stderr, flush=True)
     async with (
-        rpc.serve(repository, limits, *grpc_address(arguments), credentials),
+        rpc.serve(repository, limits, *grpc_address(arguments), credentials, arguments.log_requests) as stop_grpc,
         asyncio.TaskGroup() as tasks,
     ):
         polling = tasks.create_task(repository.poll(arguments.repository_poll_secs))
-        await run_until_signal(http_server, connections, repository)
+        running = asyncio.create_task(http_server.serve(sockets=[listener]))
+        await wait_for_signal(http_server, running)
+        repository.closing = True
+        await asyncio.sleep(DRAIN_SECONDS)
+        await asyncio.gather(stop_http(http_server, running, connections), stop_grpc())
         polling.cancel()
 
 
@@ -114,7 +125,7 @@ def create_http_server(
         ssl_certfile=arguments.ssl_certfile,
         ssl_keyfile=arguments.ssl_keyfile,
     )
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.msg.startswith(UPGRADE_WARNINGS))
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith(UPGRADE_WARNINGS))
     try:
         config.load()
     except OSError as error:  # ssl.SSLError is one, too
@@ -122,9 +133,18 @@ def create_http_server(
     return uvicorn.Server(config)
 
 
-async def run_until_signal(server: uvicorn.Server, connections: dict[Connection, None], repository: Repository) -> None:
-    """Run Uvicorn until a signal, and shut it down when all requests that were sent before the signal are answered."""
-    running = asyncio.create_task(server.serve(sockets=[server.config.bind_socket()]))
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens for HTTP; port 0 is any free one. Raises StartError if the address is not free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        dual_stack = family is socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
+    except OSError as error:
+        raise StartError(f"HTTP: expected a free address, got {host}:{port}: {error.strerror}") from error
+
+
+async def wait_for_signal(server: uvicorn.Server, running: asyncio.Task[None]) -> None:
+    """Wait until Uvicorn has started, and then until a signal, or until Uvicorn ends."""
     while not server.started and not running.done():
         await asyncio.sleep(0)  # a longer wait would leave the first signals to Uvicorn
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
@@ -133,8 +153,10 @@ async def run_until_signal(server: uvicorn.Server, connections: dict[Connection,
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
-    repository.closing = True
-    await asyncio.sleep(DRAIN_SECONDS)
+
+
+async def stop_http(server: uvicorn.Server, running: asyncio.Task[None], connections: dict[Connection, None]) -> None:
+    """Shut Uvicorn down when all requests that it has received are answered."""
     server.should_exit = True
     for connection in [*connections]:
         if connection.http is None:  # unknown to Uvicorn yet
@@ -173,7 +195,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all IPv4 interfaces")
     add("--port", type=port_number, default=8000, help="port for HTTP; 0: any free one")
     add("--grpc-port", type=port_number, metavar="PORT", help="port for gRPC (default: the one after --port)")
-    add_list("--allowed-host", metavar="NAME", help="accept requests whose Host is this; *: any")
+    add_list("--allowed-host", type=str.lower, metavar="NAME", help="accept requests whose Host is this; *: any")
     add_list("--allow-origin", metavar="URL", help="let pages of this origin send requests (CORS)")
     add("--ssl-certfile", type=Path, metavar="FILE", help="certificate chain: serve with TLS")
     add("--ssl-keyfile", type=Path, metavar="FILE", help="private key of the certificate")
@@ -194,6 +216,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if bool(arguments.ssl_certfile) != bool(arguments.ssl_keyfile):
         parser.error("expected --ssl-certfile and --ssl-keyfile together, got one of them")
+    if arguments.load_model and arguments.model_control_mode != "explicit":
+        parser.error(f"--load-model: expected --model-control-mode explicit, got {arguments.model_control_mode}")
+    if arguments.port == MAX_PORT and arguments.grpc_port is None:
+        parser.error(f"--port {MAX_PORT}: expected --grpc-port, as no port follows, got none")
     return arguments
 
 
@@ -206,8 +232,8 @@ def positive_integer(text: str) -> int:
 
 def port_number(text: str) -> int:
     """Return the port in a command-line argument. Raises ArgumentTypeError if it is not one."""
-    if not text.isdecimal() or not 0 <= int(text) < 2**16:
-        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    if not text.isdecimal() or not 0 <= int(text) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to {MAX_PORT}, got {text!r}")
     return int(text)
 
 

@@ -46,11 +46,12 @@ def create_app(
     limits: Limits,
     *,
     allowed_hosts: Collection[str] = (),
+    allowed_origins: Collection[str] = (),
     log_requests: bool = False,
 ) -> ASGIApp:
     """Return the ASGI application that serves a repository; `executor` runs picture processing.
 
-    Without `allowed_hosts`, requests may name any host.
+    Without `allowed_hosts`, requests may name any host. Pages of `allowed_origins` may send requests.
     """
     app = Starlette(routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False
@@ -63,7 +64,7 @@ def create_app(
     body_bytes = Gauge("serving_body_bytes", "Bytes of the request bodies in memory", registry=app.state.registry)
     body_bytes.set_function(lambda: app.state.bodies.bytes)
     app.state.registry.register(StatisticsCollector(lambda: [it.statistics for it in repository.find_all()]))
-    return Guard(MetricsMiddleware(app, repository.entries, log_requests), allowed_hosts)
+    return Guard(MetricsMiddleware(app, repository.entries, log_requests), allowed_hosts, allowed_origins)
 
 
 async def infer(request: Request) -> Response:

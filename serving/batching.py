@@ -144,6 +144,8 @@ class Batcher:
 
 def inline_size(model: Model) -> int:
     """Return the largest batch that runs on the event loop, 0 if that takes longer than INLINE_LATENCY_SECONDS."""
+    if any(-1 in spec.shape[1:] for spec in model.inputs.values()):
+        return 0  # the number of images says nothing about the size of a batch
     size = min(INLINE_BATCH_SIZE, model.config.max_batch_size)
     shapes = {name: np.abs((size, *spec.shape[1:])) for name, spec in model.inputs.items()}
     inputs = {name: np.ones(shape, model.inputs[name].dtype) for name, shape in shapes.items()}

@@ -77,7 +77,11 @@ def parse_config(text: str, name: str) -> ModelConfig:
     for field, allowed in (("name", name), ("platform", PLATFORM), ("backend", BACKEND)):
         if getattr(config, field) not in ("", allowed):
             raise ValueError(f"{field}: expected {allowed!r}, got {getattr(config, field)!r}")
+    if config.max_batch_size < 0:
+        raise ValueError(f"max_batch_size: expected an integer >= 0, got {config.max_batch_size}")
     for group in config.instance_group:
+        if group.count < 0:
+            raise ValueError(f"instance_group.count: expected an integer >= 0, got {group.count}")
         kind = model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind)
         if kind not in SUPPORTED_KINDS:
             raise ValueError(f"instance_group.kind: expected {' or '.join(SUPPORTED_KINDS)}, got {kind}")

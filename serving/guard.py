@@ -15,41 +15,44 @@ if TYPE_CHECKING:
     from serving.connection import Connection  # which needs Uvicorn; the application does not
 
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # that change nothing
 UNREAD_BODY_SECONDS, UNREAD_BODY_PARTS = 0.1, 4  # of waiting for the rest of a body that nobody has asked for
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Guard:
-    """Refuses requests whose Host is not allowed, and tells a `Connection` when its request begins and ends.
+    """Refuses requests of other hosts and origins, and tells a `Connection` when its request begins and ends.
 
-    An allow-list of hosts stops DNS rebinding, by which a web page reaches a server on the loopback interface.
+    An allow-list of hosts stops DNS rebinding, by which a web page reaches a server on the loopback interface. A check
+    of the origin stops cross-site request forgery: browsers send some POST requests without asking the server first.
     """
 
-    def __init__(self, app: ASGIApp, allowed_hosts: Collection[str]):
+    def __init__(self, app: ASGIApp, allowed_hosts: Collection[str], allowed_origins: Collection[str]):
         """Wrap an application; without `allowed_hosts`, requests may name any host."""
         self.app = app
         self.allowed_hosts = allowed_hosts
+        self.allowed_origins = allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application, or send an error instead."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        hosts, size, names = [], len(scope["path"]), set()
+        hosts, size, headers = [], len(scope["path"]), {}
         for name, value in scope["headers"]:
             size += len(name) + len(value)
-            names.add(name)
+            headers[name] = value
             if name == b"host":
                 hosts.append(value.decode("latin-1").lower())
-        if b"upgrade" in names:  # nobody may take what follows for another request
+        if b"upgrade" in headers:  # nobody may take what follows for another request
             send = closing(send)
         connection = scope.get("state", {}).get("connection")
         if connection:
-            has_body = not names.isdisjoint(BODY_HEADERS)
+            has_body = any(name in headers for name in BODY_HEADERS)
             connection.begin_request(has_body)
             if has_body:
                 receive, send = with_body(connection, receive, send)
         try:
-            if error := self.find_error(hosts, size):
+            if error := self.find_host_error(hosts, size) or self.find_origin_error(scope["method"], headers):
                 await error(scope, receive, closing(send))
             else:
                 await self.app(scope, receive, send)
@@ -57,7 +60,7 @@ class Guard:
             if connection:
                 connection.end_request()
 
-    def find_error(self, hosts: list[str], size: int) -> Response | None:
+    def find_host_error(self, hosts: list[str], size: int) -> Response | None:
         """Return the error for these Host headers and this size of all headers, in bytes."""
         if len(hosts) != 1:
             return error_response(400, f"Host: expected one header, got {len(hosts)}")
@@ -68,6 +71,20 @@ class Guard:
         if size > MAX_HEADER_BYTES:
             return error_response(431, HEADER_ERROR)
         return None
+
+    def find_origin_error(self, method: str, headers: dict[bytes, bytes]) -> Response | None:
+        """Return the error for a request of another site's page.
+
+        The header Sec-Fetch-Site says so, and in older browsers, an Origin that is not the Host:
+        https://words.filippo.io/csrf/
+        """
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        site = headers.get(b"sec-fetch-site")
+        if method in SAFE_METHODS or not (site or origin) or not {origin, "*"}.isdisjoint(self.allowed_origins):
+            return None
+        host = headers[b"host"].decode("latin-1")
+        same = site in (b"same-origin", b"none") if site else origin.partition("://")[2] == host
+        return None if same else error_response(403, f"Origin: expected this server or --allow-origin, got {origin!r}")
 
 
 def with_body(connection: "Connection", receive: Receive, send: Send) -> tuple[Receive, Send]:

@@ -46,17 +46,17 @@ class MetricsMiddleware:
             model = scope.get("path_params", {}).get("model")
             REQUESTS.labels(endpoint, model if model in self.models else "", status).inc()
             if self.log_requests:
-                log_request(scope, status, time.perf_counter() - start)
+                client, _ = scope["client"] or ("", 0)
+                log_request(client, scope["method"], scope["path"], status, time.perf_counter() - start)
 
 
-def log_request(scope: Scope, status: int, seconds: float) -> None:
+def log_request(client: str, method: str, path: str, status: int | str, seconds: float) -> None:
     """Print time, client, method, path, status and duration of a request as one line of JSON."""
-    client, _ = scope["client"] or ("", 0)
     line = {
         "time": datetime.now(UTC),
         "client": client,
-        "method": scope["method"],
-        "path": scope["path"],
+        "method": method,
+        "path": path,
         "status": status,
         "seconds": round(seconds, 6),
     }

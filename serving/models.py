@@ -84,7 +84,10 @@ class Model:
         for spec, array in zip(self.outputs.values(), arrays):
             if self.batched and len(array) != size:
                 raise RequestError(f"{self.name}: expected outputs of the inputs' batch size, {size}, got {len(array)}")
-            outputs[spec.name] = reshape(array, spec.model_shape, spec.shape)
+            try:
+                outputs[spec.name] = reshape(array, spec.model_shape, spec.shape)
+            except ValueError as error:
+                raise RequestError(f"{spec.name}: expected an output that fits its reshape, got: {error}") from error
         return outputs
 
     def reshape_inputs(self, inputs: Arrays) -> Arrays:
@@ -160,6 +163,8 @@ def load_models(repository: Path) -> dict[str, Model]:
 
 def model_names(repository: Path) -> list[str]:
     """Return the names of the models in a repository. Raises StartError if there are none."""
+    if not repository.is_dir():
+        raise StartError(f"{repository}: expected a directory, got none")
     names = {file.parent.parent.name for file in repository.glob("*/*/*") if is_version(file.parent.name)}
     if not names:
         raise StartError(f"{repository}: expected NAME/VERSION/{MODEL_FILE}, got no model; `make repro` builds them")

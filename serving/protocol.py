@@ -94,8 +94,8 @@ def parse_raw_request(body: bytes | bytearray, model: Model) -> InferenceRequest
     Raises RequestError if the model has several inputs, or one with several variable lengths.
     """
     specs = [*model.inputs.values()]
-    lengths = specs[0].shape[model.batched :]
-    if len(specs) > 1 or lengths.count(-1) > 1 or specs[0].datatype == "BYTES":
+    lengths = specs[0].shape[model.batched :] if specs else ()
+    if len(specs) != 1 or lengths.count(-1) > 1 or specs[0].datatype == "BYTES":
         raise RequestError("request without JSON: expected a model with one input of numbers and one variable length")
     known = math.prod(length for length in lengths if length > 0) * specs[0].dtype.itemsize
     shape = [1] * model.batched + [length if length >= 0 else len(body) // known for length in lengths]
@@ -116,9 +116,11 @@ def parse_json(body: bytes | bytearray, length: int) -> Any:
     has_nonfinite = body.find(b"NaN", 0, length) >= 0 or body.find(b"Infinity", 0, length) >= 0
     try:
         if has_nonfinite:  # Triton accepts these, which are not JSON
-            return json.loads(body[:length])
+            message = json.loads(body[:length])
+            orjson.dumps(message)  # refuses what it would not parse, either, such as half of a surrogate pair
+            return message
         return orjson.loads(memoryview(body)[:length])
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"request: expected JSON, got: {error}") from error
 
 
@@ -213,7 +215,9 @@ def get_parameters(message: Any) -> dict[str, Any]:
     parameters: dict[str, Any] = get_field(message, "parameters", dict, {})
     for name, value in parameters.items():
         if type(value) not in (bool, int, float, str):
-            raise RequestError(f"parameters.{name}: expected a number, a boolean or a string, got {value!r}")
+            raise RequestError(
+                f"parameters.{name}: expected a number, a boolean or a string, got {JSON_NAMES[type(value)]}"
+            )
     return parameters
 
 

@@ -14,7 +14,8 @@ from serving.metrics import LOAD_FAILURES, READY
 from serving.models import ReadFile, is_version, load_versions, model_names, read_bytes, verified_reader
 
 MODES = ("none", "poll", "explicit")
-Fingerprint = frozenset[tuple[str, int, int]]  # path, size in bytes and time of change in ns of each file
+UNLOADED = "unloaded"  # the reason of a model that a request has unloaded
+Fingerprint = frozenset[tuple[str, int, int, int]]  # path, size in bytes, and times in ns of each file
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Repository:
 
     def is_ready(self) -> bool:
         """Say whether the server is ready for requests."""
-        failed = [entry for entry in self.entries.values() if entry.reason and entry.fingerprint]  # not if unloaded
+        failed = [entry for entry in self.entries.values() if entry.reason not in ("", UNLOADED)]
         return not self.closing and not (self.strict_readiness and failed)
 
     def find(self, name: str, version: str = "") -> Batcher:
@@ -123,7 +124,7 @@ class Repository:
         async with self.changing:
             if name in self.entries:
                 self.apply(name, frozenset(), [])
-                self.entries[name].reason = "unloaded"
+                self.entries[name].reason = UNLOADED
 
     def require_explicit_mode(self) -> None:
         """Raise RequestError unless clients may load and unload models."""
@@ -135,6 +136,8 @@ class Repository:
         seen: dict[str, Fingerprint] = {}
         while self.mode == "poll":
             await asyncio.sleep(seconds)
+            if not self.folder.is_dir():
+                continue  # such as a volume that is mounted again
             found = await asyncio.to_thread(self.fingerprints)
             async with self.changing:
                 for name in found.keys() | self.entries.keys():
@@ -173,10 +176,15 @@ class Repository:
         """
         files = fingerprint(self.folder / name)
         try:
+            if not files:
+                raise StartError(f"{self.folder / name}: expected a model, got nothing")
             versions = load_versions(self.folder / name, read_file or self.reader())
             return files, [Batcher(model, self.executor) for model in versions]
         except StartError as error:
             return files, error
+        except Exception as error:  # of the libraries that read the configuration or the model, or run its warm-up
+            reason = f"expected a model that can be loaded, got {type(error).__name__}: {error}"
+            return files, StartError(f"{self.folder / name}: {reason}")
 
     def apply(self, name: str, files: Fingerprint, result: list[Batcher] | StartError) -> None:
         """Serve the loaded versions of a model instead of earlier ones, or keep those if an error says why."""
@@ -192,13 +200,14 @@ class Repository:
         entry.reason, entry.batchers = "", {batcher.model.version: batcher for batcher in result}
         for version in entry.batchers:
             READY.labels(name, version).set(1)
+        print(f"serving: {name}: versions served: {', '.join(entry.batchers) or 'none'}", file=sys.stderr, flush=True)
 
 
 def fingerprint(folder: Path) -> Fingerprint:
     """Return the fingerprint of a directory's files, which changes with any of them."""
     files = set()
-    for file in folder.rglob("*"):
+    for file in [*folder.glob("*"), *folder.glob("*/*")]:  # also in directories that are symbolic links
         with contextlib.suppress(OSError):  # removed meanwhile
             status = file.stat()
-            files.add((file.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns))
+            files.add((file.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return frozenset(files)

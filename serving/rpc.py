@@ -20,7 +20,8 @@ from serving import inference, protocol
 from serving.batching import Batcher
 from serving.errors import RequestError, StartError
 from serving.inference import InferenceRequest
-from serving.limits import MAX_ERROR_CHARACTERS, Limits
+from serving.limits import GRPC_HANDSHAKE_SECONDS, MAX_ERROR_CHARACTERS, MAX_TENSORS, Limits
+from serving.metrics import REQUESTS, log_request
 from serving.models import Model
 from serving.repository import Repository
 from serving.tensors import Array, Arrays, TensorSpec, array_from_bytes, array_from_values, array_to_bytes
@@ -54,22 +55,24 @@ async def serve(
     host: str,
     port: int,
     credentials: grpc.ServerCredentials | None,
-) -> AsyncIterator[None]:
-    """Serve a repository over gRPC, with TLS if there are credentials; at the end, finish the requests under way.
+    log_requests: bool,
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Serve a repository over gRPC, with TLS if there are credentials.
 
-    Port 0 is any free one. Raises StartError if the server cannot listen.
+    Yields a function that ends idle streams and waits for the requests under way. Port 0 is any free one. Raises
+    StartError if the server cannot listen.
     """
-    milliseconds = 1000 * limits.timeout_seconds
     options = {
         "grpc.max_allowed_incoming_connections": limits.max_connections,
-        "grpc.server_handshake_timeout_ms": milliseconds,
-        "grpc.max_connection_idle_ms": milliseconds,
+        "grpc.server_handshake_timeout_ms": 1000 * GRPC_HANDSHAKE_SECONDS,
+        "grpc.max_connection_idle_ms": 1000 * limits.timeout_seconds,
         "grpc.max_receive_message_length": limits.max_body_bytes,
         "grpc.max_send_message_length": -1,
         "grpc.so_reuseport": 0,  # else, two servers share a port without an error
     }
     server = grpc.aio.server(options=[*options.items()], maximum_concurrent_rpcs=limits.max_connections)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(repository), server)
+    service = InferenceService(repository, log_requests)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     address = f"{host}:{port}"
@@ -80,11 +83,17 @@ async def serve(
     await server.start()
     print(f"serving: gRPC on {host}:{port}", file=sys.stderr, flush=True)
     updates = asyncio.create_task(update_health(servicer, repository))
-    try:
-        yield
-    finally:
+
+    async def stop() -> None:
         updates.cancel()
+        for stream in service.idle_streams:
+            stream.cancel()
         await server.stop(limits.timeout_seconds)
+
+    try:
+        yield stop
+    finally:
+        await stop()
 
 
 async def update_health(servicer: health.HealthServicer, repository: Repository) -> None:
@@ -99,24 +108,46 @@ async def update_health(servicer: health.HealthServicer, repository: Repository)
 
 
 def with_status(method: Method) -> Method:
-    """Let a method of the service answer a RequestError with the status code that fits."""
+    """Let a method of the service answer a RequestError with the status code that fits, and record its requests."""
 
     @wraps(method)
     async def method_with_status(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        start, status = perf_counter_ns(), StatusCode.UNKNOWN
         try:
-            return await method(self, request, context)
+            response = await method(self, request, context)
+            status = StatusCode.OK
+            return response
         except RequestError as error:
-            await context.abort(STATUS_CODES.get(error.status, StatusCode.INTERNAL), str(error)[:MAX_ERROR_CHARACTERS])
+            status = status_code(error)
+            await context.abort(status, str(error)[:MAX_ERROR_CHARACTERS])
+        finally:
+            self.record(method.__name__, request, context, status, start)
 
     return method_with_status
+
+
+def status_code(error: RequestError) -> StatusCode:
+    """Return the status code of an error."""
+    return STATUS_CODES.get(error.status, StatusCode.INTERNAL)
 
 
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # has no type hints
     """Triton's service; the methods for shared memory, traces and logs are not implemented."""
 
-    def __init__(self, repository: Repository):
-        """Serve the models of a repository."""
+    def __init__(self, repository: Repository, log_requests: bool):
+        """Serve the models of a repository, and optionally log each request as one line of JSON."""
         self.repository = repository
+        self.log_requests = log_requests
+        self.idle_streams: set[asyncio.Task[Any]] = set()  # that wait for the client's next request
+
+    def record(
+        self, method: str, request: Any, context: grpc.aio.ServicerContext, code: StatusCode, start: int
+    ) -> None:
+        """Count a request that began at `start`, in ns, and log it."""
+        model = getattr(request, "model_name", "") or getattr(request, "name", "")
+        REQUESTS.labels(method, model if model in self.repository.entries else "", code.name).inc()
+        if self.log_requests:
+            log_request(context.peer(), "POST", f"/{SERVICE}/{method}", code.name, (perf_counter_ns() - start) / 1e9)
 
     async def ServerLive(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
@@ -170,14 +201,36 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         return await self.infer(request)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
-        async for request in requests:
-            try:
-                yield service_pb2.ModelStreamInferResponse(infer_response=await self.infer(request))
-            except RequestError as error:
-                # As in Triton, the stream goes on, and the response says to which request it belongs.
-                response = service_pb2.ModelInferResponse(id=request.id)
-                message = str(error)[:MAX_ERROR_CHARACTERS]
-                yield service_pb2.ModelStreamInferResponse(error_message=message, infer_response=response)
+        task = asyncio.current_task()
+        assert task
+        self.idle_streams.add(task)
+        try:
+            async for request in requests:
+                self.idle_streams.discard(task)
+                yield await self.stream_response(request, context)
+                self.idle_streams.add(task)
+        except asyncio.CancelledError:
+            if not self.repository.closing:
+                raise
+            task.uncancel()
+            await context.abort(StatusCode.UNAVAILABLE, "stream: expected a running server, got one that shuts down")
+        finally:
+            self.idle_streams.discard(task)
+
+    async def stream_response(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        """Return the response, or the error, to a ModelInferRequest of a stream."""
+        start, status = perf_counter_ns(), StatusCode.UNKNOWN
+        try:
+            response = service_pb2.ModelStreamInferResponse(infer_response=await self.infer(request))
+            status = StatusCode.OK
+        except RequestError as error:
+            # As in Triton, the stream goes on, and the response says to which request it belongs.
+            status = status_code(error)
+            response = service_pb2.ModelStreamInferResponse(error_message=str(error)[:MAX_ERROR_CHARACTERS])
+            response.infer_response.id = request.id
+        finally:
+            self.record("ModelStreamInfer", request, context, status, start)
+        return response
 
     async def infer(self, request: Any) -> Any:
         """Return the response to a ModelInferRequest. Raises RequestError if it is invalid."""
@@ -194,6 +247,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
 def parse_request(request: Any, model: Model) -> InferenceRequest:
     """Parse a ModelInferRequest. Raises RequestError if it does not match the model's inputs and outputs."""
+    if len(request.inputs) + len(request.outputs) > MAX_TENSORS:
+        raise RequestError(f"request: expected at most {MAX_TENSORS} inputs and outputs, got more")
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise RequestError(f"raw_input_contents: expected one per input, {len(request.inputs)}, got {len(raw)}")
@@ -213,7 +268,11 @@ def parse_request(request: Any, model: Model) -> InferenceRequest:
 
 def parse_parameters(tensor: Any) -> dict[str, object]:
     """Return the parameters of an input or requested output."""
-    return {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in tensor.parameters.items()}
+    return {
+        name: getattr(value, choice)
+        for name, value in tensor.parameters.items()
+        if (choice := value.WhichOneof("parameter_choice"))
+    }
 
 
 def array_from_contents(contents: Any, shape: list[int], spec: TensorSpec) -> Array:

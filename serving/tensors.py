@@ -1,16 +1,16 @@
 """Tensors: the datatypes of ONNX Runtime, Triton's configuration and the protocol, and their conversion to arrays."""
 
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+from tritonclient.utils import serialize_byte_tensor
 
 from serving.errors import RequestError
+from serving.limits import MAX_ELEMENTS
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]  # by tensor name
@@ -95,22 +95,34 @@ def array_from_bytes(data: memoryview, shape: Sequence[int], spec: TensorSpec) -
     The array shares the memory of `data`. Raises RequestError if their number is wrong.
     """
     if spec.datatype == "BYTES":
-        return array_from_values(split_elements(data, spec), shape, spec)
+        return array_from_values(split_elements(data, math.prod(shape), spec), shape, spec)
     size = math.prod(shape) * spec.dtype.itemsize
     if len(data) != size:
         raise RequestError(f"{spec.name}: expected {size} bytes for the shape {list(shape)}, got {len(data)}")
-    array = np.frombuffer(data, spec.dtype).reshape(shape)
+    try:
+        array = np.frombuffer(data, spec.dtype).reshape(shape)
+    except ValueError as error:  # an empty array with another dimension that is too large
+        raise RequestError(f"{spec.name}.shape: expected {list(spec.shape)}, got {list(shape)}: {error}") from error
     if spec.datatype == "BOOL":
         array = array.view(np.uint8) != 0  # NumPy and ONNX Runtime expect the bytes of a boolean to be 0 or 1
     return array
 
 
-def split_elements(data: memoryview, spec: TensorSpec) -> list[bytes]:
-    """Return the elements of a BYTES tensor. Raises RequestError if a length exceeds the data."""
-    try:
-        elements: list[bytes] = deserialize_bytes_tensor(bytes(data)).tolist()
-    except struct.error as error:
-        raise RequestError(f"{spec.name}: expected elements that follow their length, got: {error}") from error
+def split_elements(data: memoryview, count: int, spec: TensorSpec) -> list[bytes]:
+    """Return the elements of a BYTES tensor. Raises RequestError if they are too many, or not exactly the data."""
+    if count > MAX_ELEMENTS:
+        raise RequestError(f"{spec.name}: expected at most {MAX_ELEMENTS:,} elements, got {count:,}")
+    elements = []
+    for _ in range(count):
+        length = int.from_bytes(data[:4], "little")
+        if len(data) < 4 + length:
+            raise RequestError(
+                f"{spec.name}: expected {count} elements that follow their length, got an incomplete one"
+            )
+        elements.append(bytes(data[4 : 4 + length]))
+        data = data[4 + length :]
+    if data:
+        raise RequestError(f"{spec.name}: expected {count} elements, got {len(data)} bytes after them")
     return elements
 
 

@@ -104,3 +104,10 @@ def test_as_many_batches_run_at_a_time_as_there_are_instances(tmp_path):
             await asyncio.gather(*(batcher.infer({"x": ones(8)}, 8) for _ in range(4)))
 
     asyncio.run(send_all())
+
+
+@pytest.mark.parametrize(("shape", "size"), [(("batch", 2), 8), (("batch", "n"), 0)])
+def test_only_batches_of_a_known_size_run_on_the_event_loop(tmp_path, shape, size):
+    save_model(tmp_path / "m" / "1" / "model.onnx", "Neg", "x", [*shape], config="max_batch_size: 8")
+    (model,) = load_versions(tmp_path / "m", read_bytes)
+    assert Batcher(model, ThreadPoolExecutor(1)).inline_size == size

@@ -430,6 +430,16 @@ def test_a_log_whose_reader_has_ended_breaks_no_request(models_folder):
         process.wait(timeout=30)
 
 
+def test_garbage_behind_pipelined_requests_leaves_no_connection(models_folder):
+    garbage = 2 * (b"GET /v2/health/live HTTP/1.1\r\n" + HOST + b"\r\n") + b"garbage\r\n\r\n"
+    with serving(models_folder / artifacts.MODEL_REPOSITORY) as running:
+        assert 400 in statuses(exchange(running, garbage))
+        running.process.terminate()
+        assert running.process.wait(timeout=15) == 0
+        running.log.seek(0)
+        assert "Traceback" not in running.log.read()
+
+
 # Hosts and origins
 
 
@@ -446,7 +456,7 @@ def test_allowed_hosts_and_origins_can_be_set(models_folder):
         "--allowed-host",
         "127.0.0.1",
         "--allowed-host",
-        "models.example",
+        "Models.Example",
         "--allow-origin",
         "https://page.example",
     )
@@ -457,6 +467,25 @@ def test_allowed_hosts_and_origins_can_be_set(models_folder):
             client = http.client.HTTPConnection(running.address, timeout=30)
             client.request("GET", "/v2", headers={"Host": "models.example", "Origin": origin})
             assert client.getresponse().getheader("Access-Control-Allow-Origin") == allowed
+            status = running.ask("/v2/repository/index", b"", Host="models.example", Origin=origin)[0]
+            assert status == (200 if allowed else 403)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://page.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://localhost:1", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://localhost"}, 200),
+        ({"Origin": "https://page.example", "Sec-Fetch-Site": "same-origin"}, 200),  # a proxy has changed the Host
+        ({"Sec-Fetch-Site": "none"}, 200),
+    ],
+)
+def test_a_page_of_another_site_cannot_change_anything(server, headers, status):
+    assert server.ask("/v2/repository/index", b"{}", Host="localhost", **headers)[0] == status
+    assert server.ask("/v2", Host="localhost", **headers)[0] == 200
 
 
 def test_no_origin_is_allowed_by_default(server):

@@ -1,6 +1,7 @@
 """nginx in front of the server, with the configuration in deploy/."""
 
 import json
+import queue
 import shutil
 import socket
 import subprocess
@@ -61,6 +62,15 @@ def test_grpc_passes_through_nginx(proxy):
         assert client.infer("cnn", [image_input(random_images(7))]).as_numpy("label").shape == (7, 1)
         with pytest.raises(InferenceServerException):
             client.load_model("cnn")
+
+
+def test_a_long_stream_passes_through_nginx(proxy):
+    answers: queue.Queue = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(proxy.grpc_address) as client:
+        client.start_stream(lambda result, error: answers.put(error))
+        for _ in range(12):  # of 0.8 MB each
+            client.async_stream_infer("cnn", [image_input(random_images(1000))])
+        assert [answers.get(timeout=30) for _ in range(12)] == 12 * [None]
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/v2/repository/index", "/v2/repository/models/cnn/unload"])

@@ -1,9 +1,14 @@
 """The model repository of a running server: start, model control modes, locks, and changes under load."""
 
+import contextlib
+import io
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
 
@@ -13,7 +18,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from stages import artifacts
-from tests.conftest import Server, not_serving, serving, wait_until
+from tests.conftest import PROJECT, Server, free_ports, not_serving, serving, wait_until
 from tests.foreign_models import save_model
 from tests.test_serving import binary_request, infer
 
@@ -46,6 +51,26 @@ def save(repository: Path, version: int, operator: str, name: str = "m", config:
     return file
 
 
+@contextlib.contextmanager
+def serving_unready(repository: Path, *options: str) -> Iterator[Server]:
+    """Run a server that lives, but does not become ready."""
+    port, grpc_port = free_ports(2)
+    ports = ("--port", str(port), "--grpc-port", str(grpc_port))
+    with subprocess.Popen([sys.executable, "-m", "serving", str(repository), *ports, *options], cwd=PROJECT) as process:
+        server = Server(process, f"127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", io.StringIO())
+        try:
+            wait_until(lambda: is_live(server))
+            yield server
+        finally:
+            process.kill()
+
+
+def is_live(server: Server) -> bool:
+    with contextlib.suppress(OSError):
+        return server.ask("/v2/health/live")[0] == 200
+    return False
+
+
 # Start
 
 
@@ -75,6 +100,12 @@ def test_with_strict_readiness_a_broken_model_makes_the_server_unready(repositor
         assert server.json("/v2/health/ready") == (503, {"ready": False})
         assert server.ask("/v2/repository/models/fnn/unload", b"")[0] == 200
         assert server.json("/v2/health/ready") == (200, {"ready": True})
+
+
+def test_with_strict_readiness_a_model_that_is_missing_makes_the_server_unready(repository):
+    options = ("--strict-readiness", *EXPLICIT, "--load-model", "cnn", "--load-model", "x")
+    with serving_unready(repository, *options) as server:
+        assert server.json("/v2/health/ready") == (503, {"ready": False})
 
 
 def test_the_server_does_not_start_without_a_model_that_can_be_loaded(tmp_path):
@@ -148,6 +179,44 @@ def test_triton_client_loads_and_unloads_models(repository):
                 client.load_model(name)
         with pytest.raises(InferenceServerException, match="parameters: expected none, got some"):
             client.load_model("cnn", config="{}")
+
+
+INVALID_MODELS = {
+    "warm-up without a type": 'max_batch_size: 4 model_warmup { name: "w", inputs { key: "x" value { dims: 1 } } }',
+    "threads": 'parameters { key: "intra_op_thread_count" value { string_value: "99999999999" } }',
+    "file name": f'default_model_filename: "{300 * "x"}"',
+    "NUL in a file name": 'max_batch_size: 4 output { name: "result", dims: [ 1 ], label_filename: "\\000" }',
+    "number of instances": "instance_group { count: -1 }",
+    "batch size": "max_batch_size: -1",
+}
+
+
+def test_no_configuration_ends_the_server_or_changes_what_is_served(tmp_path):
+    save(tmp_path, 1, "Identity")
+    with serving(tmp_path, *POLL) as server:
+        for name, config in INVALID_MODELS.items():
+            save(tmp_path, 1, "Neg", name, config)
+        wait_until(lambda: len(index(server)) == 1 + len(INVALID_MODELS))
+        wait_until(lambda: all(it.get("state") for it in index(server).values()))
+        unavailable = {it["name"]: it["reason"] for it in index(server).values() if it["state"] == "UNAVAILABLE"}
+        assert unavailable.keys() == INVALID_MODELS.keys()
+        assert all(str(tmp_path / name) in reason for name, reason in unavailable.items())
+        assert sign(server) == 1
+
+
+def test_polling_follows_symbolic_links_and_survives_a_repository_that_is_away(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    file = save(tmp_path / "elsewhere", 1, "Identity")
+    repository = tmp_path / "repository"
+    (repository / "m").mkdir(parents=True)
+    (repository / "m" / "1").symlink_to(file.parent)
+    with serving(repository, *POLL) as server:
+        save(tmp_path / "elsewhere", 1, "Neg")
+        wait_until(lambda: sign(server) == -1)
+        repository.rename(tmp_path / "away")
+        time.sleep(3)
+        assert sign(server) == -1
+        (tmp_path / "away").rename(repository)
 
 
 def test_a_broken_new_version_leaves_the_old_one_serving(tmp_path):

@@ -122,6 +122,11 @@ def change(**fields) -> service_pb2.ModelInferRequest:
     return request
 
 
+def with_outputs(count: int) -> service_pb2.ModelInferRequest:
+    outputs = [service_pb2.ModelInferRequest.InferRequestedOutputTensor(name="label")] * count
+    return service_pb2.ModelInferRequest(model_name="cnn", outputs=outputs)
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "details"),
     [
@@ -132,6 +137,7 @@ def change(**fields) -> service_pb2.ModelInferRequest:
         (change(shape=[2**40, 1, 28, 28]), "INVALID_ARGUMENT", "image.shape: expected a batch size from 1 to 1024"),
         (change(raw=bytes(783)), "INVALID_ARGUMENT", "image: expected 784 bytes for the shape [1, 1, 28, 28], got 783"),
         (change(raw=bytes(9 * 2**20)), "RESOURCE_EXHAUSTED", ""),
+        (with_outputs(100_000), "INVALID_ARGUMENT", "request: expected at most 1000 inputs and outputs, got more"),
         (service_pb2.ModelInferRequest(model_name="cnn"), "INVALID_ARGUMENT", "inputs: expected image, got none"),
         (
             service_pb2.ModelInferRequest(model_name="cnn", raw_input_contents=[b""]),
@@ -145,6 +151,13 @@ def test_invalid_requests_get_the_status_and_reason_that_http_has(server, reques
         service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request_)
     assert caught.value.code().name == code
     assert details in caught.value.details()
+
+
+def test_a_parameter_without_a_value_is_ignored(server):
+    request = change()
+    request.inputs[0].parameters["x"].SetInParent()
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        assert service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request).model_name == "cnn"
 
 
 def test_contents_of_another_datatype_are_refused(server):
@@ -208,6 +221,36 @@ def test_requests_under_way_are_answered_after_sigterm(models_folder):
         running.process.terminate()
         assert [len(call.result().as_numpy("label")) for call in calls] == [1024] * 4
         assert running.process.wait(timeout=30) == 0
+
+
+def test_an_idle_stream_does_not_delay_the_shutdown(models_folder):
+    with serving(models_folder / artifacts.MODEL_REPOSITORY) as running:
+        answers: queue.Queue = queue.Queue()
+        with InferenceServerClient(running.grpc_address) as client:
+            client.start_stream(lambda result, error: answers.put((result, error)))
+            client.async_stream_infer("cnn", [image_input(random_images(1))])
+            assert answers.get(timeout=30)[1] is None
+            running.process.terminate()
+            assert running.process.wait(timeout=15) == 0
+            assert "got one that shuts down" in str(answers.get(timeout=30)[1])
+
+
+def test_requests_over_grpc_are_counted_and_logged(models_folder):
+    with (
+        serving(models_folder / artifacts.MODEL_REPOSITORY, "--log-requests") as running,
+        InferenceServerClient(running.grpc_address) as client,
+    ):
+        client.infer("cnn", [image_input(random_images(1))])
+        with pytest.raises(InferenceServerException):
+            client.infer("x", [image_input(random_images(1))])
+        metrics = running.ask("/metrics")[1].decode()
+        assert 'serving_requests_total{endpoint="ModelInfer",model="cnn",status="OK"} 1.0' in metrics
+        assert 'serving_requests_total{endpoint="ModelInfer",model="",status="NOT_FOUND"} 1.0' in metrics
+        running.process.terminate()
+        running.process.wait(timeout=30)
+        running.log.seek(0)
+        lines = [json.loads(line) for line in running.log if "ModelInfer" in line]
+        assert [line["status"] for line in lines] == ["OK", "NOT_FOUND"]
 
 
 def test_idle_clients_give_way_to_others(models_folder):

@@ -36,6 +36,16 @@ def test_incomplete_or_additional_strings_are_refused(data):
         array_from_bytes(memoryview(data), [2], spec("BYTES"))
 
 
+def test_many_strings_are_refused():
+    with pytest.raises(RequestError, match="^x: expected at most 100,000 elements, got 100,001$"):
+        array_from_bytes(memoryview(bytes(4 * 100_001)), [100_001], spec("BYTES", -1))
+
+
+def test_an_empty_tensor_with_a_dimension_that_is_too_large_is_refused():
+    with pytest.raises(RequestError, match="^x.shape: expected "):
+        array_from_bytes(memoryview(b""), [0, 2**62, 2**62], spec("FP32"))
+
+
 def test_nonzero_bytes_are_true():
     assert array_from_bytes(memoryview(bytes([2, 0])), [2], spec("BOOL")).tolist() == [True, False]
 
