@@ -105,27 +105,26 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Limit the time until a client reads its response."""
-        if not self.discarding:
-            self.start_timer(self.limits.timeout_seconds)
+        self.start_timer(self.limits.timeout_seconds)
         if self.http:
             self.http.pause_writing()
 
     def resume_writing(self) -> None:
         if self.in_request:
-            self.stop_timer()
+            self.timer.cancel()
         if self.http:
             self.http.resume_writing()
 
     def begin_request(self, has_body: bool) -> None:
         """Leave the limits to the application, which calls this when it receives a request."""
         self.in_request, self.receiving = True, has_body
-        self.stop_timer()
+        self.timer.cancel()
         self.use_data()
 
     def end_body(self) -> None:
         """Note that the application has received the whole body."""
         self.receiving = False
-        self.stop_timer()
+        self.timer.cancel()
 
     def use_data(self) -> None:
         """Continue to read, because the application has taken a request or a part of its body."""
@@ -151,11 +150,6 @@ class Connection(asyncio.BufferedProtocol):
         self.timer.cancel()
         self.timer = self.loop.call_later(seconds, self.time_out)
 
-    def stop_timer(self) -> None:
-        """Leave the time to the application, unless the connection is about to be closed."""
-        if not self.discarding:
-            self.timer.cancel()
-
     def time_out(self) -> None:
         """Close an idle connection, or one whose client does not read."""
         if self.head and not self.is_closing():
@@ -172,17 +166,14 @@ class Connection(asyncio.BufferedProtocol):
         if self.is_closing():
             return
         self.discarding = True
-        self.write = self.discard
+        self.write = lambda data: None  # such as the response to a pipelined request
         if self.half_closed or not self.transport.can_write_eof():
             self.transport.close()
         else:
             with contextlib.suppress(OSError):  # the client has closed the connection
                 self.transport.write_eof()
             self.resume_reading()  # whoever has paused it, as only a read tells that the client has closed, too
-        self.start_timer(LINGER_SECONDS)
-
-    def discard(self, data: object) -> None:
-        """Ignore what the application writes after the last response, such as the answer to a pipelined request."""
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def refuse(self, status: HTTPStatus, error: str) -> None:
         """Send an error instead of a response, and close the connection."""

@@ -36,7 +36,7 @@ PAGES = [README, *sorted((PROJECT / "docs").glob("*.md"))]
 MAX_README_LINES = 150
 PURPOSE = "After reading this page, you can "
 
-REASONS = ("needs a Kubernetes cluster", "needs internet", "needs Podman", "takes minutes")
+REASONS = ("needs a Kubernetes cluster", "needs internet", "needs nginx", "needs Podman", "takes minutes")
 UNTIL_INTERRUPTED = "runs until Ctrl-C"
 RUN_LANGUAGES = ("bash", "python")
 OTHER_LANGUAGES = ("mermaid", "text", "yaml")  # yaml: an excerpt of params.yaml
