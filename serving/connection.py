@@ -99,6 +99,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer.cancel()
+        self.buffer = memoryview(b"")  # frees memory before the garbage collector finds the cycles of references
         self.connections.pop(self, None)
         if self.http:
             self.http.connection_lost(exc)
