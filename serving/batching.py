@@ -51,7 +51,7 @@ class Batcher:
         self.delay_ns = 1000 * settings.max_queue_delay_microseconds
         self.variable_shapes = any(-1 in spec.shape[1:] for spec in model.inputs.values())
         self.timer: asyncio.TimerHandle | None = None
-        self.inline_size = inline_size(model)
+        self.inline_size = 0 if self.variable_shapes else inline_size(model)
 
     async def infer(self, inputs: Arrays, size: int) -> Arrays:
         """Return the model's outputs for a request of `size` images. Raises RequestError if the model cannot."""
@@ -144,8 +144,6 @@ class Batcher:
 
 def inline_size(model: Model) -> int:
     """Return the largest batch that runs on the event loop, 0 if that takes longer than INLINE_LATENCY_SECONDS."""
-    if any(-1 in spec.shape[1:] for spec in model.inputs.values()):
-        return 0  # the number of images says nothing about the size of a batch
     size = min(INLINE_BATCH_SIZE, model.config.max_batch_size)
     shapes = {name: np.abs((size, *spec.shape[1:])) for name, spec in model.inputs.items()}
     inputs = {name: np.ones(shape, model.inputs[name].dtype) for name, shape in shapes.items()}

@@ -86,6 +86,7 @@ async def serve(
 
     async def stop() -> None:
         updates.cancel()
+        service.stopping = True
         for stream in service.idle_streams:
             stream.cancel()
         await server.stop(limits.timeout_seconds)
@@ -138,6 +139,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         """Serve the models of a repository, and optionally log each request as one line of JSON."""
         self.repository = repository
         self.log_requests = log_requests
+        self.stopping = False  # every stream ends after the response that is under way
         self.idle_streams: set[asyncio.Task[Any]] = set()  # that wait for the client's next request
 
     def record(
@@ -208,14 +210,17 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             async for request in requests:
                 self.idle_streams.discard(task)
                 yield await self.stream_response(request, context)
+                if self.stopping:
+                    break
                 self.idle_streams.add(task)
         except asyncio.CancelledError:
-            if not self.repository.closing:
+            if not self.stopping:
                 raise
             task.uncancel()
-            await context.abort(StatusCode.UNAVAILABLE, "stream: expected a running server, got one that shuts down")
         finally:
             self.idle_streams.discard(task)
+        if self.stopping:
+            await context.abort(StatusCode.UNAVAILABLE, "stream: expected a running server, got one that shuts down")
 
     async def stream_response(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         """Return the response, or the error, to a ModelInferRequest of a stream."""
