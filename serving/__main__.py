@@ -14,7 +14,6 @@ from pathlib import Path
 import grpc
 import joblib
 import uvicorn
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from serving import models, rpc
@@ -81,8 +80,6 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
         from serving import tracing  # needs the extra `trace`
 
         app = tracing.export(app)
-    if arguments.allow_origin:
-        app = CORSMiddleware(app, allow_origins=arguments.allow_origin, allow_methods=["*"], allow_headers=["*"])
     connections: dict[Connection, None] = {}
     http_server = create_http_server(arguments, app, limits, connections)
     credentials = None

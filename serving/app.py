@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -64,7 +65,9 @@ def create_app(
     body_bytes = Gauge("serving_body_bytes", "Bytes of the request bodies in memory", registry=app.state.registry)
     body_bytes.set_function(lambda: app.state.bodies.bytes)
     app.state.registry.register(StatisticsCollector(lambda: [it.statistics for it in repository.find_all()]))
-    return Guard(MetricsMiddleware(app, repository.entries, log_requests), allowed_hosts, allowed_origins)
+    counted = MetricsMiddleware(app, repository.entries, log_requests)
+    shared = CORSMiddleware(counted, allow_origins=allowed_origins, allow_methods=["*"], allow_headers=["*"])
+    return Guard(shared if allowed_origins else counted, allowed_hosts, allowed_origins)
 
 
 async def infer(request: Request) -> Response:

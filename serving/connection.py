@@ -40,7 +40,7 @@ class Connection(asyncio.BufferedProtocol):
         self.unused_bytes = 0  # received since the application last took a request or a part of its body
         self.paused = False  # reading, until the application takes more
         self.loop = asyncio.get_running_loop()
-        self.timer = self.loop.call_later(limits.timeout_seconds, self.time_out)
+        self.timer = self.write_timer = self.loop.call_later(limits.timeout_seconds, self.time_out)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # always that of TCP
         """Start to wait for a request; if there are too many connections, close the longest idle one."""
@@ -99,6 +99,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer.cancel()
+        self.write_timer.cancel()
         self.buffer = memoryview(b"")  # frees memory before the garbage collector finds the cycles of references
         self.connections.pop(self, None)
         if self.http:
@@ -106,13 +107,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Limit the time until a client reads its response."""
-        self.start_timer(self.limits.timeout_seconds)
+        self.write_timer = self.loop.call_later(self.limits.timeout_seconds, self.transport.abort)
         if self.http:
             self.http.pause_writing()
 
     def resume_writing(self) -> None:
-        if self.in_request:
-            self.timer.cancel()
+        self.write_timer.cancel()
         if self.http:
             self.http.resume_writing()
 
@@ -174,7 +174,14 @@ class Connection(asyncio.BufferedProtocol):
             with contextlib.suppress(OSError):  # the client has closed the connection
                 self.transport.write_eof()
             self.resume_reading()  # whoever has paused it, as only a read tells that the client has closed, too
-        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        self.loop.call_later(LINGER_SECONDS, self.linger, self.loop.time() + self.limits.timeout_seconds)
+
+    def linger(self, deadline: float) -> None:
+        """Stop to wait for the client to close, unless it still reads the response."""
+        if self.transport.get_write_buffer_size() and self.loop.time() < deadline:
+            self.loop.call_later(LINGER_SECONDS, self.linger, deadline)
+        else:
+            self.transport.abort()
 
     def refuse(self, status: HTTPStatus, error: str) -> None:
         """Send an error instead of a response, and close the connection."""

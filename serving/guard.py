@@ -52,7 +52,7 @@ class Guard:
             if has_body:
                 receive, send = with_body(connection, receive, send)
         try:
-            if error := self.find_host_error(hosts, size) or self.find_origin_error(scope["method"], headers):
+            if error := self.find_host_error(hosts, size) or self.find_origin_error(scope["method"], headers, hosts[0]):
                 await error(scope, receive, closing(send))
             else:
                 await self.app(scope, receive, send)
@@ -72,7 +72,7 @@ class Guard:
             return error_response(431, HEADER_ERROR)
         return None
 
-    def find_origin_error(self, method: str, headers: dict[bytes, bytes]) -> Response | None:
+    def find_origin_error(self, method: str, headers: dict[bytes, bytes], host: str) -> Response | None:
         """Return the error for a request of another site's page.
 
         The header Sec-Fetch-Site says so, and in older browsers, an Origin that is not the Host:
@@ -82,7 +82,6 @@ class Guard:
         site = headers.get(b"sec-fetch-site")
         if method in SAFE_METHODS or not (site or origin) or not {origin, "*"}.isdisjoint(self.allowed_origins):
             return None
-        host = headers[b"host"].decode("latin-1")
         same = site in (b"same-origin", b"none") if site else origin.partition("://")[2] == host
         return None if same else error_response(403, f"Origin: expected this server or --allow-origin, got {origin!r}")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,8 +181,10 @@ def read_labels(file: Path, read_file: ReadFile) -> tuple[str, ...]:
 
 
 def read_bytes(file: Path) -> bytes:
-    """Return a file's content. Raises StartError if it cannot be read."""
+    """Return a file's content. Raises StartError if it cannot be read, or is none that ends, such as a pipe."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise StartError(f"{file}: expected a readable file, got a directory, a pipe or a device")
         return file.read_bytes()
     except OSError as error:
         raise StartError(f"{file}: expected a readable file, got: {error.strerror}") from error

@@ -21,8 +21,10 @@ import psutil
 import pytest
 from PIL import Image
 
+from serving.limits import LINGER_SECONDS
 from stages import artifacts
 from tests.conftest import PROJECT, Server, free_ports, serving, wait_until
+from tests.foreign_models import save_model
 from tests.test_serving import binary_request, infer, inference_request, random_images, run_onnx
 
 CONNECTIONS = 8
@@ -262,8 +264,9 @@ def test_many_json_keys_are_refused_before_they_are_parsed(server):
     assert "request: expected at most 20,000 arrays, objects and keys, got 400,003" in answer["error"]
 
 
-def test_clients_who_never_read_give_way_to_others(models_folder):
-    requests = 313 * (b"GET /v2/models/stats HTTP/1.1\r\n" + HOST + b"\r\n")
+@pytest.mark.parametrize("path", [b"/v2/models/stats", b"/page.js"])
+def test_clients_who_never_read_give_way_to_others(models_folder, path):
+    requests = 313 * (b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n")
     options = ("--max-connections", "8", "--timeout", "1")
     with serving(models_folder / artifacts.MODEL_REPOSITORY, *options) as server, contextlib.ExitStack() as stack:
         for _ in range(16):
@@ -273,6 +276,22 @@ def test_clients_who_never_read_give_way_to_others(models_folder):
             connection.sendall(requests)
         wait_until(lambda: server.ask("/v2")[0] == 200)
         wait_until(lambda: open_connections(server) <= 1)
+
+
+def test_a_slow_client_gets_the_whole_of_a_large_response_before_the_connection_closes(tmp_path):
+    save_model(tmp_path / "m" / "1" / "model.onnx", "Identity", "x", ["batch", "n"], config="max_batch_size: 1")
+    values = np.linspace(0, 1, 1_500_000, dtype=np.float32)
+    x = {"name": "x", "shape": [1, values.size], "datatype": "FP32", "parameters": {"binary_data_size": values.nbytes}}
+    body, headers = binary_request({"inputs": [x]}, values.tobytes())
+    lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
+    with serving(tmp_path) as running, connect(running) as connection:
+        connection.sendall(post("/v2/models/m/infer", body, *lines, b"Connection: close\r\n"))
+        first = connection.recv(65536)
+        time.sleep(2 * LINGER_SECONDS)
+        answer = first + receive_all(connection)
+    head, _, content = answer.partition(b"\r\n\r\n")
+    assert f"content-length: {len(content)}".encode() in head.lower()
+    assert len(content) > 12_000_000  # more than the kernel buffers
 
 
 def open_connections(server: Server) -> int:
@@ -486,6 +505,20 @@ def test_allowed_hosts_and_origins_can_be_set(models_folder):
 def test_a_page_of_another_site_cannot_change_anything(server, headers, status):
     assert server.ask("/v2/repository/index", b"{}", Host="localhost", **headers)[0] == status
     assert server.ask("/v2", Host="localhost", **headers)[0] == 200
+
+
+def test_a_connection_takes_any_number_of_preflight_requests(models_folder):
+    headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST", "Connection": "keep-alive"}
+    options = ("--allow-origin", "https://page.example")
+    with serving(models_folder / artifacts.MODEL_REPOSITORY, *options) as running:
+        client = http.client.HTTPConnection(running.address, timeout=30)
+        client.connect()
+        connection = client.sock
+        for host, status in 300 * [("localhost", 200)] + [("evil.example", 400)]:
+            client.request("OPTIONS", "/digits", headers=headers | {"Host": host})
+            response = client.getresponse()
+            response.read()
+            assert (response.status, client.sock) == (status, connection if status == 200 else None)
 
 
 def test_no_origin_is_allowed_by_default(server):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -196,10 +197,12 @@ def test_no_configuration_ends_the_server_or_changes_what_is_served(tmp_path):
     with serving(tmp_path, *POLL) as server:
         for name, config in INVALID_MODELS.items():
             save(tmp_path, 1, "Neg", name, config)
-        wait_until(lambda: len(index(server)) == 1 + len(INVALID_MODELS))
+        (tmp_path / "pipe" / "1").mkdir(parents=True)
+        os.mkfifo(tmp_path / "pipe" / "1" / "model.onnx")
+        wait_until(lambda: len(index(server)) == 2 + len(INVALID_MODELS))
         wait_until(lambda: all(it.get("state") for it in index(server).values()))
         unavailable = {it["name"]: it["reason"] for it in index(server).values() if it["state"] == "UNAVAILABLE"}
-        assert unavailable.keys() == INVALID_MODELS.keys()
+        assert unavailable.keys() == {*INVALID_MODELS, "pipe"}
         assert all(str(tmp_path / name) in reason for name, reason in unavailable.items())
         assert sign(server) == 1
 
