@@ -214,9 +214,11 @@ def parse_arguments() -> argparse.Namespace:
     if bool(arguments.ssl_certfile) != bool(arguments.ssl_keyfile):
         parser.error("expected --ssl-certfile and --ssl-keyfile together, got one of them")
     if arguments.load_model and arguments.model_control_mode != "explicit":
-        parser.error(f"--load-model: expected --model-control-mode explicit, got {arguments.model_control_mode}")
+        parser.error(
+            f"argument --load-model: expected --model-control-mode explicit, got {arguments.model_control_mode}"
+        )
     if arguments.port == MAX_PORT and arguments.grpc_port is None:
-        parser.error(f"--port {MAX_PORT}: expected --grpc-port, as no port follows, got none")
+        parser.error(f"argument --port: expected --grpc-port with {MAX_PORT}, as no port follows, got none")
     return arguments
 
 

@@ -65,9 +65,10 @@ def create_app(
     body_bytes = Gauge("serving_body_bytes", "Bytes of the request bodies in memory", registry=app.state.registry)
     body_bytes.set_function(lambda: app.state.bodies.bytes)
     app.state.registry.register(StatisticsCollector(lambda: [it.statistics for it in repository.find_all()]))
-    counted = MetricsMiddleware(app, repository.entries, log_requests)
-    shared = CORSMiddleware(counted, allow_origins=allowed_origins, allow_methods=["*"], allow_headers=["*"])
-    return Guard(shared if allowed_origins else counted, allowed_hosts, allowed_origins)
+    inner: ASGIApp = MetricsMiddleware(app, repository.entries, log_requests)
+    if allowed_origins:
+        inner = CORSMiddleware(inner, allow_origins=allowed_origins, allow_methods=["*"], allow_headers=["*"])
+    return Guard(inner, allowed_hosts, allowed_origins)
 
 
 async def infer(request: Request) -> Response:

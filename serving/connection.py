@@ -152,7 +152,7 @@ class Connection(asyncio.BufferedProtocol):
         self.timer = self.loop.call_later(seconds, self.time_out)
 
     def time_out(self) -> None:
-        """Close an idle connection, or one whose client does not read."""
+        """Close an idle connection."""
         if self.head and not self.is_closing():
             self.refuse(HTTPStatus.REQUEST_TIMEOUT, self.limits.timeout_error)
         else:

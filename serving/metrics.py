@@ -22,7 +22,7 @@ class MetricsMiddleware:
     """ASGI middleware that counts requests and optionally logs each as one line of JSON."""
 
     def __init__(self, app: ASGIApp, models: Container[str], log_requests: bool):
-        """Wrap an application. Only names in `models` become label values, because clients may send any name."""
+        """Wrap an application that serves these models."""
         self.app = app
         self.models = models
         self.log_requests = log_requests
@@ -44,10 +44,15 @@ class MetricsMiddleware:
         finally:
             endpoint = getattr(scope.get("endpoint"), "__name__", "none")
             model = scope.get("path_params", {}).get("model")
-            REQUESTS.labels(endpoint, model if model in self.models else "", status).inc()
+            count_request(endpoint, model, status, self.models)
             if self.log_requests:
                 client, _ = scope["client"] or ("", 0)
                 log_request(client, scope["method"], scope["path"], status, time.perf_counter() - start)
+
+
+def count_request(endpoint: str, model: str | None, status: int | str, models: Container[str]) -> None:
+    """Count a request. Only names in `models` become label values, because clients may send any name."""
+    REQUESTS.labels(endpoint, model if model in models else "", status).inc()
 
 
 def log_request(client: str, method: str, path: str, status: int | str, seconds: float) -> None:

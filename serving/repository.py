@@ -136,7 +136,7 @@ class Repository:
         seen: dict[str, Fingerprint] = {}
         while self.mode == "poll":
             await asyncio.sleep(seconds)
-            if not self.folder.is_dir():
+            if not await asyncio.to_thread(self.folder.is_dir):
                 continue  # such as a volume that is mounted again
             found = await asyncio.to_thread(self.fingerprints)
             async with self.changing:

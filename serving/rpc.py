@@ -2,8 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
 from time import perf_counter_ns
 from typing import Any
@@ -21,7 +21,7 @@ from serving.batching import Batcher
 from serving.errors import RequestError, StartError
 from serving.inference import InferenceRequest
 from serving.limits import GRPC_HANDSHAKE_SECONDS, MAX_ERROR_CHARACTERS, MAX_TENSORS, Limits
-from serving.metrics import REQUESTS, log_request
+from serving.metrics import count_request, log_request
 from serving.models import Model
 from serving.repository import Repository
 from serving.tensors import Array, Arrays, TensorSpec, array_from_bytes, array_from_values, array_to_bytes
@@ -113,16 +113,11 @@ def with_status(method: Method) -> Method:
 
     @wraps(method)
     async def method_with_status(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        start, status = perf_counter_ns(), StatusCode.UNKNOWN
         try:
-            response = await method(self, request, context)
-            status = StatusCode.OK
-            return response
+            with self.recorded(method.__name__, request, context):
+                return await method(self, request, context)
         except RequestError as error:
-            status = status_code(error)
-            await context.abort(status, str(error)[:MAX_ERROR_CHARACTERS])
-        finally:
-            self.record(method.__name__, request, context, status, start)
+            await context.abort(status_code(error), error_text(error))
 
     return method_with_status
 
@@ -130,6 +125,11 @@ def with_status(method: Method) -> Method:
 def status_code(error: RequestError) -> StatusCode:
     """Return the status code of an error."""
     return STATUS_CODES.get(error.status, StatusCode.INTERNAL)
+
+
+def error_text(error: RequestError) -> str:
+    """Return the text of an error, which may be long because it quotes the request."""
+    return str(error)[:MAX_ERROR_CHARACTERS]
 
 
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # has no type hints
@@ -142,14 +142,22 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         self.stopping = False  # every stream ends after the response that is under way
         self.idle_streams: set[asyncio.Task[Any]] = set()  # that wait for the client's next request
 
-    def record(
-        self, method: str, request: Any, context: grpc.aio.ServicerContext, code: StatusCode, start: int
-    ) -> None:
-        """Count a request that began at `start`, in ns, and log it."""
-        model = getattr(request, "model_name", "") or getattr(request, "name", "")
-        REQUESTS.labels(method, model if model in self.repository.entries else "", code.name).inc()
-        if self.log_requests:
-            log_request(context.peer(), "POST", f"/{SERVICE}/{method}", code.name, (perf_counter_ns() - start) / 1e9)
+    @contextmanager
+    def recorded(self, method: str, request: Any, context: grpc.aio.ServicerContext) -> Iterator[None]:
+        """Count a request, and log it, with the status code that it has at the end of the `with` statement."""
+        start, code = perf_counter_ns(), StatusCode.UNKNOWN
+        try:
+            yield
+            code = StatusCode.OK
+        except RequestError as error:
+            code = status_code(error)
+            raise
+        finally:
+            model = getattr(request, "model_name", "") or getattr(request, "name", "")
+            count_request(method, model, code.name, self.repository.entries)
+            if self.log_requests:
+                seconds = (perf_counter_ns() - start) / 1e9
+                log_request(context.peer(), "POST", f"/{SERVICE}/{method}", code.name, seconds)
 
     async def ServerLive(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
@@ -224,18 +232,13 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     async def stream_response(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         """Return the response, or the error, to a ModelInferRequest of a stream."""
-        start, status = perf_counter_ns(), StatusCode.UNKNOWN
         try:
-            response = service_pb2.ModelStreamInferResponse(infer_response=await self.infer(request))
-            status = StatusCode.OK
+            with self.recorded("ModelStreamInfer", request, context):
+                return service_pb2.ModelStreamInferResponse(infer_response=await self.infer(request))
         except RequestError as error:
             # As in Triton, the stream goes on, and the response says to which request it belongs.
-            status = status_code(error)
-            response = service_pb2.ModelStreamInferResponse(error_message=str(error)[:MAX_ERROR_CHARACTERS])
-            response.infer_response.id = request.id
-        finally:
-            self.record("ModelStreamInfer", request, context, status, start)
-        return response
+            response = service_pb2.ModelInferResponse(id=request.id)
+            return service_pb2.ModelStreamInferResponse(error_message=error_text(error), infer_response=response)
 
     async def infer(self, request: Any) -> Any:
         """Return the response to a ModelInferRequest. Raises RequestError if it is invalid."""

@@ -296,10 +296,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(repository: Path, *options: str, context: ssl.SSLContext | None = None) -> Iterator[Server]:
+def serving(
+    repository: Path, *options: str, context: ssl.SSLContext | None = None, probe: str = "ready"
+) -> Iterator[Server]:
     """Run the server on a model repository and free ports, with TLS if there is a context; kill it at the end.
 
-    A server that ends before it is ready fails the test with its output.
+    A server that ends before it answers the probe fails the test with its output.
     """
     port, grpc_port = free_ports(2)
     ports = ("--port", str(port), "--grpc-port", str(grpc_port))
@@ -308,7 +310,7 @@ def serving(repository: Path, *options: str, context: ssl.SSLContext | None = No
         process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log)
         server = Server(process, f"127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", log)
         try:
-            while not is_ready(f"https://localhost:{port}" if context else f"http://{server.address}", context):
+            while not is_ready(f"https://localhost:{port}" if context else f"http://{server.address}", context, probe):
                 if process.poll() is not None:
                     log.seek(0)
                     pytest.fail(f"the server exited with {process.returncode} before it was ready:\n{log.read()}")
@@ -342,11 +344,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def is_ready(url: str, context: ssl.SSLContext | None = None) -> bool:
-    """Return whether a server answers its readiness probe."""
+def is_ready(url: str, context: ssl.SSLContext | None = None, probe: str = "ready") -> bool:
+    """Return whether a server answers its readiness probe, or the probe `live`."""
     with (
         contextlib.suppress(OSError),
-        urllib.request.urlopen(f"{url}/v2/health/ready", timeout=30, context=context) as answer,
+        urllib.request.urlopen(f"{url}/v2/health/{probe}", timeout=30, context=context) as answer,
     ):
         return answer.status == 200
     return False

@@ -1,15 +1,10 @@
 """The model repository of a running server: start, model control modes, locks, and changes under load."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
 
@@ -19,7 +14,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from stages import artifacts
-from tests.conftest import PROJECT, Server, free_ports, not_serving, serving, wait_until
+from tests.conftest import Server, not_serving, serving, wait_until
 from tests.foreign_models import save_model
 from tests.test_serving import binary_request, infer
 
@@ -50,26 +45,6 @@ def save(repository: Path, version: int, operator: str, name: str = "m", config:
     file = repository / name / str(version) / "model.onnx"
     save_model(file, operator, "x", ["batch", 1], config=config)
     return file
-
-
-@contextlib.contextmanager
-def serving_unready(repository: Path, *options: str) -> Iterator[Server]:
-    """Run a server that lives, but does not become ready."""
-    port, grpc_port = free_ports(2)
-    ports = ("--port", str(port), "--grpc-port", str(grpc_port))
-    with subprocess.Popen([sys.executable, "-m", "serving", str(repository), *ports, *options], cwd=PROJECT) as process:
-        server = Server(process, f"127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", io.StringIO())
-        try:
-            wait_until(lambda: is_live(server))
-            yield server
-        finally:
-            process.kill()
-
-
-def is_live(server: Server) -> bool:
-    with contextlib.suppress(OSError):
-        return server.ask("/v2/health/live")[0] == 200
-    return False
 
 
 # Start
@@ -105,7 +80,7 @@ def test_with_strict_readiness_a_broken_model_makes_the_server_unready(repositor
 
 def test_with_strict_readiness_a_model_that_is_missing_makes_the_server_unready(repository):
     options = ("--strict-readiness", *EXPLICIT, "--load-model", "cnn", "--load-model", "x")
-    with serving_unready(repository, *options) as server:
+    with serving(repository, *options, probe="live") as server:
         assert server.json("/v2/health/ready") == (503, {"ready": False})
 
 
