@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from serving import models, rpc
 from serving.app import create_app
+from serving.bodies import Bodies
 from serving.connection import Connection
 from serving.errors import StartError
 from serving.guard import LOOPBACK_HOSTS
@@ -68,10 +69,11 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
         strict_readiness=arguments.strict_readiness,
     )
     repository.start(arguments.load_model if arguments.model_control_mode == "explicit" else ["*"])
+    bodies = Bodies(limits)
     app = create_app(
         repository,
         executor,
-        limits,
+        bodies,
         allowed_hosts=allowed_hosts(arguments),
         allowed_origins=arguments.allow_origin,
         log_requests=arguments.log_requests,
@@ -92,7 +94,7 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
     host, port, *_ = listener.getsockname()
     print(f"serving: HTTP on {host}:{port} (Ctrl-C to quit)", file=sys.stderr, flush=True)
     async with (
-        rpc.serve(repository, limits, *grpc_address(arguments), credentials, arguments.log_requests) as stop_grpc,
+        rpc.serve(repository, bodies, *grpc_address(arguments), credentials, arguments.log_requests) as stop_grpc,
         asyncio.TaskGroup() as tasks,
     ):
         polling = tasks.create_task(repository.poll(arguments.repository_poll_secs))

@@ -24,7 +24,6 @@ from serving.bodies import Bodies, Upload
 from serving.config import config_to_dict
 from serving.errors import RequestError
 from serving.guard import Guard
-from serving.limits import Limits
 from serving.metrics import DIGIT_SECONDS, MetricsMiddleware
 from serving.models import Model
 from serving.repository import Repository
@@ -44,7 +43,7 @@ PAGE_HEADERS = {
 def create_app(
     repository: Repository,
     executor: Executor,
-    limits: Limits,
+    bodies: Bodies,
     *,
     allowed_hosts: Collection[str] = (),
     allowed_origins: Collection[str] = (),
@@ -52,18 +51,18 @@ def create_app(
 ) -> ASGIApp:
     """Return the ASGI application that serves a repository; `executor` runs picture processing.
 
-    Without `allowed_hosts`, requests may name any host. Pages of `allowed_origins` may send requests.
+    `bodies` holds those of its requests. Without `allowed_hosts`, requests may name any host. Pages of
+    `allowed_origins` may send requests.
     """
     app = Starlette(routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False
     app.state.repository = repository
     app.state.executor = executor
     app.state.picture_slot = Semaphore(1)  # pictures are slow: inference requests wait for one at most
-    app.state.max_pixels = limits.max_pixels
-    app.state.bodies = Bodies(limits)
+    app.state.bodies = bodies
     app.state.registry = CollectorRegistry()
     body_bytes = Gauge("serving_body_bytes", "Bytes of the request bodies in memory", registry=app.state.registry)
-    body_bytes.set_function(lambda: app.state.bodies.bytes)
+    body_bytes.set_function(lambda: bodies.bytes)
     app.state.registry.register(StatisticsCollector(lambda: [it.statistics for it in repository.find_all()]))
     inner: ASGIApp = MetricsMiddleware(app, repository.entries, log_requests)
     if allowed_origins:
@@ -102,7 +101,7 @@ async def read_digits(request: Request) -> Response:
             raise ClientDisconnect
         models = [state.repository.find(name).model for name in state.repository.ready()]
         content_type = request.headers.get("content-type", "")
-        read = partial(read_upload, body, content_type, models, state.max_pixels)
+        read = partial(read_upload, body, content_type, models, state.bodies.limits.max_pixels)
         with DIGIT_SECONDS.time():
             answer = await get_running_loop().run_in_executor(state.executor, read)
     return json_response(answer)

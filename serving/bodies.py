@@ -1,6 +1,8 @@
 """Request bodies: received within limits on time and memory."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
 
@@ -24,7 +26,18 @@ class Bodies:
         self.uploads: set[Upload] = set()
         self.bytes = 0
 
-    def make_room(self, newest: "Upload") -> None:
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Count a gRPC message of this size, in bytes. Raises RequestError if there is no memory for it."""
+        self.bytes += size
+        try:
+            if self.bytes > self.max_bytes:
+                self.make_room()
+            yield
+        finally:
+            self.bytes -= size
+
+    def make_room(self, newest: "Upload | None" = None) -> None:
         """Give up the slowest other upload that is incomplete. Raises RequestError if there is none."""
         incomplete = [upload for upload in self.uploads if upload.deadline and upload is not newest]
         if not incomplete:

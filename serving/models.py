@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 import joblib
 import numpy as np
@@ -23,6 +24,7 @@ from serving.config import (
     tensor_specs,
 )
 from serving.errors import RequestError, StartError
+from serving.limits import MAX_WARMUP_SECONDS
 from serving.tensors import DTYPES, Array, Arrays, check_shape
 
 REPOSITORY = Path("artifacts/model_repository")  # the pipeline's output
@@ -105,7 +107,7 @@ class Model:
             raise RequestError(f"inputs: expected one batch size, got {sorted(batch_sizes)}")
 
     def warm_up(self, warmup: ModelWarmup, file: Path) -> None:
-        """Run the model on synthetic inputs, `count` times. Raises StartError if it fails."""
+        """Run the model on synthetic inputs, `count` times. Raises StartError if it fails or takes too long."""
         random = np.random.default_rng(seed=0)
         batch = (max(warmup.batch_size, 1),) * self.batched
         inputs = {}
@@ -118,8 +120,11 @@ class Model:
             self.check_inputs(inputs)
             for name, array in inputs.items():
                 check_shape(array.shape, self.inputs[name])
+            end = monotonic() + MAX_WARMUP_SECONDS
             for _ in range(max(warmup.count, 1)):
                 self.run(inputs)
+                if monotonic() > end:
+                    raise RequestError(f"expected at most {MAX_WARMUP_SECONDS} seconds, got more")
         except RequestError as error:
             raise StartError(f"{file}: model_warmup.{warmup.name}: {error}") from error
 

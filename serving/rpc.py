@@ -2,10 +2,9 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from functools import wraps
-from time import perf_counter_ns
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from time import perf_counter, perf_counter_ns
 from typing import Any
 
 import grpc
@@ -18,21 +17,16 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving import inference, protocol
 from serving.batching import Batcher
+from serving.bodies import Bodies
+from serving.calls import CallLimits, Recorder, error_text, status_code
 from serving.errors import RequestError, StartError
 from serving.inference import InferenceRequest
-from serving.limits import GRPC_HANDSHAKE_SECONDS, MAX_ERROR_CHARACTERS, MAX_TENSORS, Limits
-from serving.metrics import count_request, log_request
+from serving.limits import GRPC_HANDSHAKE_SECONDS, MAX_TENSORS
 from serving.models import Model
 from serving.repository import Repository
 from serving.tensors import Array, Arrays, TensorSpec, array_from_bytes, array_from_values, array_to_bytes
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-STATUS_CODES = {  # of an error with this HTTP status
-    400: StatusCode.INVALID_ARGUMENT,
-    404: StatusCode.NOT_FOUND,
-    501: StatusCode.UNIMPLEMENTED,
-    503: StatusCode.UNAVAILABLE,
-}
 CONTENTS = {  # field of InferTensorContents that holds each datatype; none holds FP16
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -45,13 +39,11 @@ CONTENTS = {  # field of InferTensorContents that holds each datatype; none hold
 }
 HEALTH_SECONDS = 1.0  # between updates of the health service
 
-Method = Callable[[Any, Any, grpc.aio.ServicerContext], Awaitable[Any]]
-
 
 @asynccontextmanager
 async def serve(
     repository: Repository,
-    limits: Limits,
+    bodies: Bodies,
     host: str,
     port: int,
     credentials: grpc.ServerCredentials | None,
@@ -59,20 +51,28 @@ async def serve(
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Serve a repository over gRPC, with TLS if there are credentials.
 
-    Yields a function that ends idle streams and waits for the requests under way. Port 0 is any free one. Raises
-    StartError if the server cannot listen.
+    `bodies` are those of HTTP requests, with which the messages share a limit on memory. Yields a function that ends
+    idle streams and waits for the requests under way. Port 0 is any free one. Raises StartError if the server cannot
+    listen.
     """
+    limits = bodies.limits
     options = {
         "grpc.max_allowed_incoming_connections": limits.max_connections,
         "grpc.server_handshake_timeout_ms": 1000 * GRPC_HANDSHAKE_SECONDS,
         "grpc.max_connection_idle_ms": 1000 * limits.timeout_seconds,
+        "grpc.keepalive_time_ms": 1000 * limits.timeout_seconds,
+        "grpc.http2.ping_timeout_ms": 1000 * limits.timeout_seconds,
         "grpc.max_receive_message_length": limits.max_body_bytes,
         "grpc.max_send_message_length": -1,
+        "grpc.http2.bdp_probe": 0,  # else, clients may send large parts of messages that nobody awaits
         "grpc.so_reuseport": 0,  # else, two servers share a port without an error
     }
-    server = grpc.aio.server(options=[*options.items()], maximum_concurrent_rpcs=limits.max_connections)
-    service = InferenceService(repository, log_requests)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
+    recorder = Recorder(repository.entries, log_requests)
+    calls = CallLimits(bodies, recorder)
+    server = grpc.aio.server(
+        interceptors=[calls], options=[*options.items()], maximum_concurrent_rpcs=limits.max_connections
+    )
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(repository, recorder), server)
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     address = f"{host}:{port}"
@@ -86,9 +86,7 @@ async def serve(
 
     async def stop() -> None:
         updates.cancel()
-        service.stopping = True
-        for stream in service.idle_streams:
-            stream.cancel()
+        calls.stop()
         await server.stop(limits.timeout_seconds)
 
     try:
@@ -108,56 +106,13 @@ async def update_health(servicer: health.HealthServicer, repository: Repository)
         await asyncio.sleep(HEALTH_SECONDS)
 
 
-def with_status(method: Method) -> Method:
-    """Let a method of the service answer a RequestError with the status code that fits, and record its requests."""
-
-    @wraps(method)
-    async def method_with_status(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            with self.recorded(method.__name__, request, context):
-                return await method(self, request, context)
-        except RequestError as error:
-            await context.abort(status_code(error), error_text(error))
-
-    return method_with_status
-
-
-def status_code(error: RequestError) -> StatusCode:
-    """Return the status code of an error."""
-    return STATUS_CODES.get(error.status, StatusCode.INTERNAL)
-
-
-def error_text(error: RequestError) -> str:
-    """Return the text of an error, which may be long because it quotes the request."""
-    return str(error)[:MAX_ERROR_CHARACTERS]
-
-
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # has no type hints
     """Triton's service; the methods for shared memory, traces and logs are not implemented."""
 
-    def __init__(self, repository: Repository, log_requests: bool):
-        """Serve the models of a repository, and optionally log each request as one line of JSON."""
+    def __init__(self, repository: Repository, recorder: Recorder):
+        """Serve the models of a repository, and record the requests of streams."""
         self.repository = repository
-        self.log_requests = log_requests
-        self.stopping = False  # every stream ends after the response that is under way
-        self.idle_streams: set[asyncio.Task[Any]] = set()  # that wait for the client's next request
-
-    @contextmanager
-    def recorded(self, method: str, request: Any, context: grpc.aio.ServicerContext) -> Iterator[None]:
-        """Count a request, and log it, with the status code that it has at the end of the `with` statement."""
-        start, code = perf_counter_ns(), StatusCode.UNKNOWN
-        try:
-            yield
-            code = StatusCode.OK
-        except RequestError as error:
-            code = status_code(error)
-            raise
-        finally:
-            model = getattr(request, "model_name", "") or getattr(request, "name", "")
-            count_request(method, model, code.name, self.repository.entries)
-            if self.log_requests:
-                seconds = (perf_counter_ns() - start) / 1e9
-                log_request(context.peer(), "POST", f"/{SERVICE}/{method}", code.name, seconds)
+        self.recorder = recorder
 
     async def ServerLive(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
@@ -175,70 +130,52 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             return service_pb2.ModelReadyResponse(ready=False)
         return service_pb2.ModelReadyResponse(ready=True)
 
-    @with_status
     async def ModelMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         batchers = self.repository.find_all(request.name, request.version)
         metadata = protocol.model_metadata([batcher.model for batcher in batchers])
         return json_format.ParseDict(metadata, service_pb2.ModelMetadataResponse())
 
-    @with_status
     async def ModelConfig(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         return service_pb2.ModelConfigResponse(config=self.repository.find(request.name, request.version).model.config)
 
-    @with_status
     async def ModelStatistics(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         batchers = self.repository.find_all(request.name, request.version)
         statistics = {"model_stats": [batcher.statistics.to_dict() for batcher in batchers]}
         return json_format.ParseDict(statistics, service_pb2.ModelStatisticsResponse())
 
-    @with_status
     async def RepositoryIndex(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         models = [*self.repository.index(request.ready)]
         return json_format.ParseDict({"models": models}, service_pb2.RepositoryIndexResponse())
 
-    @with_status
     async def RepositoryModelLoad(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         await self.repository.load(request.model_name, request.parameters)
         return service_pb2.RepositoryModelLoadResponse()
 
-    @with_status
     async def RepositoryModelUnload(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         await self.repository.unload(request.model_name)
         return service_pb2.RepositoryModelUnloadResponse()
 
-    @with_status
     async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         return await self.infer(request)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
-        task = asyncio.current_task()
-        assert task
-        self.idle_streams.add(task)
-        try:
-            async for request in requests:
-                self.idle_streams.discard(task)
-                yield await self.stream_response(request, context)
-                if self.stopping:
-                    break
-                self.idle_streams.add(task)
-        except asyncio.CancelledError:
-            if not self.stopping:
-                raise
-            task.uncancel()
-        finally:
-            self.idle_streams.discard(task)
-        if self.stopping:
-            await context.abort(StatusCode.UNAVAILABLE, "stream: expected a running server, got one that shuts down")
+        async for request in requests:
+            yield await self.stream_response(request, context)
 
     async def stream_response(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         """Return the response, or the error, to a ModelInferRequest of a stream."""
+        start, code = perf_counter(), StatusCode.UNKNOWN
         try:
-            with self.recorded("ModelStreamInfer", request, context):
-                return service_pb2.ModelStreamInferResponse(infer_response=await self.infer(request))
+            response = service_pb2.ModelStreamInferResponse(infer_response=await self.infer(request))
+            code = StatusCode.OK
         except RequestError as error:
+            code = status_code(error)
             # As in Triton, the stream goes on, and the response says to which request it belongs.
-            response = service_pb2.ModelInferResponse(id=request.id)
-            return service_pb2.ModelStreamInferResponse(error_message=error_text(error), infer_response=response)
+            failed = service_pb2.ModelInferResponse(id=request.id)
+            response = service_pb2.ModelStreamInferResponse(error_message=error_text(error), infer_response=failed)
+        finally:
+            self.recorder.record(f"/{SERVICE}/ModelStreamInfer", request, context, code, start)
+        return response
 
     async def infer(self, request: Any) -> Any:
         """Return the response to a ModelInferRequest. Raises RequestError if it is invalid."""

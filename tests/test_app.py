@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from serving.app import create_app
+from serving.bodies import Bodies
 from serving.limits import Limits
 from serving.repository import Repository
 from serving.tracing import traced
@@ -27,7 +28,7 @@ def app(models_folder: Path) -> Iterator[ASGIApp]:
     with ThreadPoolExecutor(1) as executor:
         repository = Repository(models_folder / artifacts.MODEL_REPOSITORY, executor)
         repository.start(["*"])
-        yield create_app(repository, executor, Limits())
+        yield create_app(repository, executor, Bodies(Limits()))
 
 
 def test_the_application_runs_under_another_server(app):

@@ -99,6 +99,13 @@ def test_the_model_is_warmed_up(tmp_path, data):
     load(tmp_path, f'max_batch_size: 8\nmodel_warmup {{ name: "w", batch_size: 2, {inputs} }}')
 
 
+def test_a_warm_up_that_does_not_end_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.models.MAX_WARMUP_SECONDS", 0)
+    inputs = 'inputs { key: "x" value { data_type: TYPE_FP32, dims: [ 2 ] } }'
+    with pytest.raises(StartError, match="model_warmup.w: expected at most 0 seconds, got more"):
+        load(tmp_path, f'max_batch_size: 8\nmodel_warmup {{ name: "w", count: 4000000000, {inputs} }}')
+
+
 @pytest.mark.parametrize(
     ("config", "error"),
     [
