@@ -1,0 +1,1 @@
+"""Comparisons and searches of hyperparameters, as DVC experiments."""

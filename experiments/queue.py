@@ -1,0 +1,107 @@
+"""DVC's experiment queue: runs experiments in parallel, and reads their states and metrics."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from stages.errors import UserError
+
+POLL_SECONDS = 3.0
+QUEUED, RUNNING, SUCCESS, FAILED = "queued", "running", "success", "failed"  # states, as DVC names them
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment that starts from the last commit."""
+
+    revision: str
+    state: str
+    process: int | None  # ID of the one in which it runs or ran
+
+
+def run_missing(commands: dict[str, list[str]], jobs: int) -> dict[str, Experiment]:
+    """Run those experiments that are not there yet, `jobs` of them at a time, and return all of them by name.
+
+    `commands` has the arguments of `dvc exp run` by the experiment's name. Failed experiments run again. Raises
+    UserError if one fails.
+    """
+    for name, experiment in read_experiments().items():
+        if experiment.state == RUNNING and not is_alive(experiment.process):  # such as before the machine was restarted
+            call("dvc", "queue", "kill", name)
+    found = read_experiments()
+    failed = [name for name in commands if name in found and found[name].state == FAILED]
+    if failed:
+        call("dvc", "queue", "remove", *failed)
+    missing = [name for name in commands if name not in found or name in failed]
+    for name in tqdm(missing, desc="queue", leave=False, disable=None):
+        call("dvc", "exp", "run", "--queue", "--name", name, *commands[name])
+    found = wait_until_finished(commands, jobs)
+    if failed := [name for name in commands if name not in found or found[name].state == FAILED]:
+        reason = call("dvc", "queue", "logs", failed[0]).partition("\nERROR: ")[0].splitlines()[-1]
+        raise UserError(f"{failed[0]}: {reason} (`dvc queue logs {failed[0]}`)")
+    return {name: found[name] for name in commands}
+
+
+def wait_until_finished(names: Collection[str], jobs: int) -> dict[str, Experiment]:
+    """Start workers, wait until these experiments have finished or one has failed, and return all by name.
+
+    Ctrl-C stops the workers.
+    """
+    try:
+        with tqdm(total=len(names), unit="experiment", disable=None) as progress:
+            while True:
+                found = read_experiments()
+                states = [found[name].state if name in found else FAILED for name in names]
+                if (finished := states.count(SUCCESS)) > progress.n:
+                    tqdm.write(f"{finished} of {len(names)} experiments finished", file=sys.stderr)
+                    progress.update(finished - progress.n)
+                if finished == len(names) or FAILED in states:
+                    return found
+                if QUEUED in states:
+                    call("dvc", "queue", "start", "--jobs", str(jobs))  # only those that do not run yet
+                time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        call("dvc", "queue", "stop", "--kill")
+        raise
+
+
+def read_experiments() -> dict[str, Experiment]:
+    """Return the experiments that start from the last commit, by name."""
+    _, commit = json.loads(call("dvc", "exp", "show", "--json"))
+    return {each["name"]: parse_experiment(each) for each in commit["experiments"] or []}
+
+
+def parse_experiment(values: dict[str, Any]) -> Experiment:
+    """Return the experiment in a part of the output of `dvc exp show --json`."""
+    revision = values["revs"][0]["rev"]
+    executor = values["executor"]
+    if executor is None:  # the queue does not have it (any more)
+        return Experiment(revision, SUCCESS, None)
+    return Experiment(revision, executor["state"], (executor["local"] or {}).get("pid"))
+
+
+def is_alive(process: int | None) -> bool:
+    """Say whether the process with this ID may be running."""
+    try:
+        os.kill(process or os.getpid(), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def call(*command: str) -> str:
+    """Return the output of a command. Raises UserError if it fails."""
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or [""]
+        raise UserError(f"`{' '.join(command)}`: expected exit status 0, got {ended.returncode}: {lines[0]}")
+    return ended.stdout

@@ -1,0 +1,73 @@
+"""Comparison of parameters over seeds, as DVC experiments."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import seeds
+from tests.conftest import call, environment
+
+
+def test_the_difference_is_paired_by_seed_and_has_a_confidence_interval():
+    committed = [{"fnn.accuracy": 0.98}, {"fnn.accuracy": 0.99}, {"fnn.accuracy": 0.97}]
+    changed = [{"fnn.accuracy": 0.982}, {"fnn.accuracy": 0.991}, {"fnn.accuracy": 0.973}]
+    # differences .002, .001, .003: mean .002, standard error .001 / sqrt(3), and t is 4.3027 for 2 degrees of freedom
+    assert seeds.metrics_table([committed, changed]).splitlines()[2:] == [
+        "| fnn.accuracy | 0.98000 ± 0.01000 | 0.98200 ± 0.00900 "
+        "| +0.00200 | -0.00048 to +0.00448 | no difference seen |"
+    ]
+
+
+@pytest.mark.parametrize(("differences", "verdict"), [([1, 1.01], "higher"), ([-1, -1.01], "lower"), ([0, 0], "no ")])
+def test_a_difference_is_seen_if_the_interval_excludes_0(differences, verdict):
+    assert seeds.difference_cells(differences)[-1].startswith(verdict)
+
+
+def test_metrics_that_do_not_depend_on_the_seed_are_left_out_and_those_on_validation_come_first():
+    runs = [{"cnn.loss": 0.1, "fnn.loss": loss, "fnn.val_loss": 2 * loss} for loss in (0.1, 0.2)]
+    assert [line.split(" | ")[0] for line in seeds.metrics_table([runs]).splitlines()[2:]] == [
+        "| fnn.val_loss",
+        "| fnn.loss",
+    ]
+
+
+def run_seeds(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.seeds", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("text", ["1", "1,1", "1,-2", "1,x", "", f"1,{2**32}"])
+def test_invalid_seeds_are_refused(project, text):
+    ended = run_seeds(project, f"--seeds={text}")
+    assert ended.returncode == 2
+    assert "expected two or more different integers >= 0, with commas" in ended.stderr
+
+
+def test_uncommitted_changes_are_refused(project):
+    with (project / "params.yaml").open("a") as file:
+        file.write("\n")
+    ended = run_seeds(project)
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "seeds: workspace: expected the last commit, got changes of params.yaml\n",
+    )
+
+
+@pytest.mark.slow
+def test_missing_experiments_run_in_the_queue_and_those_that_are_there_are_read(project):
+    arguments = ("-S", "recipes.default.fnn.epochs=6", "evaluate@fnn")
+    first = run_seeds(project, "--seeds", "5,7", *arguments)
+    assert first.returncode == 0, first.stderr
+    rows = first.stdout.splitlines()[2:]
+    assert {row.split(" | ")[0] for row in rows} >= {"| fnn.val_accuracy", "| fnn.accuracy", "| fnn.robustness"}
+    second = run_seeds(project, "--seeds", "5,7", *arguments)
+    assert second.stdout == first.stdout
+    experiments = call(project, "dvc", "exp", "list", "--name-only").split()
+    assert sorted(name.rpartition("-seed-")[2] for name in experiments) == ["5", "5", "7", "7"]
+    assert call(project, "git", "status", "--porcelain") == ""
+
+    invalid = run_seeds(project, "--seeds", "5,7", "-S", "recipes.default.fnn.epochs=0", "evaluate@fnn")
+    assert invalid.returncode == 1
+    assert "check: params.yaml: recipes.default.fnn.epochs: expected x > 0, got 0 (`dvc queue logs" in invalid.stderr
