@@ -14,7 +14,7 @@ help: ## list these targets
 repro: pipeline ## install into .venv, run what has changed of the pipeline, print the results
 	@$(BIN)/python -m checks.results
 
-pipeline: .venv/for-pipeline
+pipeline: .venv/for-pipeline build/plots.html
 	@# When DVC cannot parse params.yaml, stages.check has the clearer message.
 	$(BIN)/dvc repro || { $(BIN)/dvc stage list > /dev/null 2>&1 || $(BIN)/python -m stages.check; exit 1; }
 
@@ -22,6 +22,7 @@ test: .venv/for-test ## lint, check types, run the quick tests (run make repro f
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/actionlint
 	$(BIN)/pytest
 
 test-slow: .venv/for-test ## test the docs' commands, a reproduction, other runtimes, Triton and the container image
@@ -98,6 +99,10 @@ build/runtimes/npm/installed: requirements/package.json
 	cp $< $(@D)
 	npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund
 	@touch $@
+
+# Else, the page of `dvc plots show` loads Vega from a content delivery network.
+build/plots.html: experiments/plots.py | .venv/for-pipeline
+	$(BIN)/python -m experiments.plots
 
 $(BIN)/uv: requirements/uv.txt | repository
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python: expected 3.11 or newer, got {}.{}; \

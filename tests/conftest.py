@@ -34,6 +34,7 @@ from stages import artifacts, check, idx, params
 
 PROJECT = Path(__file__).parent.parent
 BUCKET = "my-bucket"  # as in docs/
+CHROMIUM_ARGUMENTS = ("--no-sandbox", "--disable-background-networking", "--disable-component-update")
 
 _first_port = 10_000 + 20 * (os.getpid() % 1000)
 PORTS = itertools.cycle(range(_first_port, _first_port + 20))  # below those that the system gives to clients
@@ -395,3 +396,15 @@ def test_set(shipped: Path) -> tuple[np.ndarray, np.ndarray]:
     """MNIST's test images, uint8 [10000, 28, 28], and labels."""
     images, labels = (idx.read_idx(PROJECT / artifacts.DATA / name) for name in artifacts.DATA_FILES[2:])
     return images, labels
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("needs Chromium: `apt-get install chromium`")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
