@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 import socket
+import ssl
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,7 +23,7 @@ from serving.bodies import Bodies
 from serving.connection import Connection
 from serving.errors import StartError
 from serving.guard import LOOPBACK_HOSTS
-from serving.limits import Limits
+from serving.limits import HANDSHAKE_SECONDS, Limits
 from serving.repository import MODES, Repository
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
@@ -83,11 +84,12 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
 
         app = tracing.export(app)
     connections: dict[Connection, None] = {}
-    http_server = create_http_server(arguments, app, limits, connections)
-    credentials = None
+    credentials = tls = None
     if arguments.ssl_certfile:
         pair = (models.read_bytes(arguments.ssl_keyfile), models.read_bytes(arguments.ssl_certfile))
         credentials = grpc.ssl_server_credentials([pair])
+        tls = create_tls_context(arguments.ssl_certfile, arguments.ssl_keyfile)
+    http_server = create_http_server(app, limits)
     gc.freeze()  # so that no request waits until all objects of the imported modules have been searched for garbage
     gc.set_threshold(GARBAGE_COLLECTION_OBJECTS)
     listener = listen(arguments.host, arguments.port)
@@ -98,37 +100,45 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
         asyncio.TaskGroup() as tasks,
     ):
         polling = tasks.create_task(repository.poll(arguments.repository_poll_secs))
-        running = asyncio.create_task(http_server.serve(sockets=[listener]))
+        running = asyncio.create_task(http_server.serve(sockets=[]))
+        state = {"config": http_server.config, "server_state": http_server.server_state, "app_state": {}}
+        accepting = await asyncio.get_running_loop().create_server(
+            partial(Connection, limits, connections, **state),
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
+        )
         await wait_for_signal(http_server, running)
         repository.closing = True
         await asyncio.sleep(DRAIN_SECONDS)
+        accepting.close()
         await asyncio.gather(stop_http(http_server, running, connections), stop_grpc())
         polling.cancel()
 
 
-def create_http_server(
-    arguments: argparse.Namespace, app: ASGIApp, limits: Limits, connections: dict[Connection, None]
-) -> uvicorn.Server:
-    """Return Uvicorn with `Connection` before its HTTP protocols. Raises StartError if a file for TLS is invalid."""
+def create_tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return the configuration of TLS. Raises StartError if a file is invalid."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError is one, too
+        raise StartError(f"{certificate}: expected a certificate and its key, got: {error}") from error
+    return context
+
+
+def create_http_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
+    """Return Uvicorn, which gets its connections from others."""
     config = uvicorn.Config(
         app,
-        arguments.host,
-        arguments.port,
-        http=partial(Connection, limits, connections),  # type: ignore[arg-type]  # only called, like a class
         lifespan="off",
         ws="none",
         access_log=False,
         server_header=False,
         timeout_keep_alive=limits.timeout_seconds,
         timeout_graceful_shutdown=limits.timeout_seconds,
-        ssl_certfile=arguments.ssl_certfile,
-        ssl_keyfile=arguments.ssl_keyfile,
     )
     logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith(UPGRADE_WARNINGS))
-    try:
-        config.load()
-    except OSError as error:  # ssl.SSLError is one, too
-        raise StartError(f"{arguments.ssl_certfile}: expected a certificate and its key, got: {error}") from error
     return uvicorn.Server(config)
 
 

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from grpc.aio import EOF, ServicerContext
 
@@ -20,6 +21,7 @@ STATUS_CODES = {  # of an error with this HTTP status
     400: StatusCode.INVALID_ARGUMENT,
     404: StatusCode.NOT_FOUND,
     408: StatusCode.DEADLINE_EXCEEDED,
+    499: StatusCode.CANCELLED,  # as in nginx, of a client that has gone
     501: StatusCode.UNIMPLEMENTED,
     503: StatusCode.UNAVAILABLE,
 }
@@ -44,9 +46,8 @@ class Recorder:
 class CallLimits(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # has no type hints
     """Receives each request of a call within limits.
 
-    gRPC holds a message in memory while it arrives, without saying how much of it has. So the number of messages that
-    may arrive at a time is limited; if others wait, the one that has been awaited longest is given up for them, so that
-    clients who stall block nobody.
+    gRPC holds a message in memory while it arrives, without saying how much of it has. So the number of calls that wait
+    for their clients is limited; if others have to wait for such a slot, the call that has waited longest is given up.
     """
 
     def __init__(self, bodies: Bodies, recorder: Recorder):
@@ -57,7 +58,7 @@ class CallLimits(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # has no ty
         self.handlers: dict[str, grpc.RpcMethodHandler] = {}  # by method
         self.slots = asyncio.Semaphore(MAX_CONCURRENT_BODIES)
         self.waiting = 0  # calls without a slot
-        self.reads: dict[asyncio.Timeout, float] = {}  # with the earliest time to give them up, the oldest first
+        self.slots_held: dict[asyncio.Timeout, float] = {}  # with the earliest end, the oldest first
         self.idle: set[asyncio.Timeout] = set()  # of streams that wait for something other than their response
         self.stopping = False
 
@@ -79,7 +80,7 @@ class CallLimits(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # has no ty
 
     def limited(self, method: str, handler: Any) -> grpc.RpcMethodHandler:
         """Return a handler with the limits: one of a stream, as only such a one receives its requests itself."""
-        converters = handler.request_deserializer, handler.response_serializer
+        converters = partial(deserialize, handler.request_deserializer), handler.response_serializer
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(partial(self.stream, handler.stream_stream), *converters)
         if handler.response_streaming:
@@ -97,6 +98,12 @@ class CallLimits(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # has no ty
         except RequestError as error:
             code = status_code(error)
             await abort(context, error)
+        except asyncio.CancelledError:
+            code = StatusCode.CANCELLED
+            raise
+        except NotImplementedError:
+            code = StatusCode.UNIMPLEMENTED
+            raise
         finally:
             self.recorder.record(method, request, context, code, start)
         return response
@@ -110,16 +117,16 @@ class CallLimits(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # has no ty
             await abort(context, error)
 
     async def watch(self, function: Any, requests: Any, context: ServicerContext) -> None:
-        """Answer a call of one request that the server goes on to answer until it stops."""
+        """Answer a call of one request, to which responses are sent until the server stops."""
         try:
             request = await self.receive_only(context)
-            async with self.until_stop():
+            async with self.until_stop(), self.slot(None):
                 await function(request, context)
         except RequestError as error:
             await abort(context, error)
 
     async def receive_all(self, context: ServicerContext) -> AsyncIterator[Any]:
-        """Yield the requests of a stream. Raises RequestError if the server stops, or needs the memory."""
+        """Yield the requests of a stream. Raises RequestError if the server stops, or needs the slot for another."""
         while True:
             async with self.until_stop():
                 request = await self.receive(context, None)
@@ -129,19 +136,31 @@ class CallLimits(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # has no ty
                 yield request
 
     async def receive_only(self, context: ServicerContext) -> Any:
-        """Return the only request of a call. Raises RequestError if it is not complete in time."""
+        """Return the only request of a call. Raises RequestError if it is invalid or not complete in time."""
         request = await self.receive(context, self.seconds)
         if request is EOF:
             if context.cancelled():
                 raise asyncio.CancelledError
-            raise RequestError("request: expected a message, got none")
+            raise RequestError("request: expected a message, got none", 499)
         return request
 
     async def receive(self, context: ServicerContext, seconds: float | None) -> Any:
-        """Return a call's next request, or EOF. Raises RequestError if it is not complete in time."""
-        oldest = next((each for each in self.reads if not each.expired()), None)
+        """Return a call's next request, or EOF. Raises RequestError if it is invalid or not complete in time."""
+        async with self.slot(seconds):
+            request = await context.read()
+        if isinstance(request, RequestError):
+            raise request
+        return request
+
+    @asynccontextmanager
+    async def slot(self, seconds: float | None) -> AsyncIterator[None]:
+        """Limit how long, and how many calls wait for their clients inside the `with` statement.
+
+        Raises RequestError inside the statement if it takes too long, also if others wait for a slot.
+        """
+        oldest = next((each for each in self.slots_held if not each.expired()), None)
         if oldest and self.slots.locked():
-            oldest.reschedule(self.reads.pop(oldest))
+            oldest.reschedule(self.slots_held.pop(oldest))
         self.waiting += 1
         try:
             await self.slots.acquire()
@@ -151,13 +170,15 @@ class CallLimits(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # has no ty
         start = loop.time()
         try:
             async with asyncio.timeout(MIN_MESSAGE_SECONDS if self.waiting else seconds) as deadline:
-                self.reads[deadline] = start + MIN_MESSAGE_SECONDS
-                return await context.read()
+                self.slots_held[deadline] = start + MIN_MESSAGE_SECONDS
+                yield
         except TimeoutError:
-            late = seconds is not None and loop.time() - start >= seconds
-            raise RequestError(self.bodies.limits.timeout_error, 408) if late else self.bodies.memory_error() from None
+            if seconds is not None and loop.time() - start >= seconds:
+                raise RequestError(self.bodies.limits.timeout_error, 408) from None
+            expected = f"at most {MAX_CONCURRENT_BODIES} that wait for their clients"
+            raise RequestError(f"calls: expected {expected}, got more; try again later", 503) from None
         finally:
-            self.reads.pop(deadline, None)
+            self.slots_held.pop(deadline, None)
             self.slots.release()
 
     @asynccontextmanager
@@ -171,6 +192,14 @@ class CallLimits(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # has no ty
             raise RequestError("stream: expected a running server, got one that shuts down", 503) from None
         finally:
             self.idle.discard(deadline)
+
+
+def deserialize(parse: Callable[[bytes], Any], content: bytes) -> Any:
+    """Return a message, or a RequestError, to which gRPC has no status, if the content is no such message."""
+    try:
+        return parse(content)
+    except DecodeError:
+        return RequestError("request: expected a message of the method's type, got other bytes")
 
 
 def status_code(error: RequestError) -> StatusCode:

@@ -15,6 +15,7 @@ from serving.limits import HEADER_ERROR, LINGER_SECONDS, MAX_BUFFERED_BYTES, MAX
 HEAD_BYTES = 4 * 1024  # read at a time outside bodies: bounds the requests that a client can pipeline
 BODY_BYTES = 64 * 1024  # read at a time in bodies
 HALF_CLOSED_SECONDS = 1  # until a request that arrived with the end of the stream has begun
+MIN_IDLE_SECONDS = 1  # until a connection counts as idle: before, its request may have been sent and not been read yet
 UPGRADE_HEADER = re.compile(rb"^upgrade[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -40,16 +41,18 @@ class Connection(asyncio.BufferedProtocol):
         self.unused_bytes = 0  # received since the application last took a request or a part of its body
         self.paused = False  # reading, until the application takes more
         self.loop = asyncio.get_running_loop()
-        self.timer = self.write_timer = self.loop.call_later(limits.timeout_seconds, self.time_out)
+        self.idle_since = self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # always that of TCP
         """Start to wait for a request; if there are too many connections, close the longest idle one."""
+        self.timer = self.loop.call_later(self.limits.timeout_seconds, self.time_out)
+        self.write_timer = self.linger_timer = self.timer
         self.transport = transport
         self.write, self.get_extra_info = transport.write, transport.get_extra_info
         self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
         if len(self.connections) >= self.limits.max_connections:
             idle = next((each for each in self.connections if not each.in_request), None)
-            if idle is None:
+            if idle is None or self.loop.time() - idle.idle_since < MIN_IDLE_SECONDS:
                 error = f"connections: expected at most {self.limits.max_connections}, got more; try again later"
                 return self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, error)
             del self.connections[idle]
@@ -64,6 +67,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.is_closing():
             return
         data = bytes(self.buffer[:nbytes])
+        if not (self.head or self.unused_bytes):
+            self.idle_since = self.loop.time()
         if self.http is None:
             self.head += data
             head, separator, _ = self.head.partition(b"\r\n\r\n")
@@ -98,12 +103,15 @@ class Connection(asyncio.BufferedProtocol):
         return self.get_extra_info("sslcontext") is None  # TLS has no half-closed connections
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.timer.cancel()
-        self.write_timer.cancel()
-        self.buffer = memoryview(b"")  # frees memory before the garbage collector finds the cycles of references
+        for timer in (self.timer, self.write_timer, self.linger_timer):
+            timer.cancel()
+        self.buffer = memoryview(b"")
         self.connections.pop(self, None)
         if self.http:
             self.http.connection_lost(exc)
+        # Without these references, no cycle keeps the data that were not sent until the garbage collector runs.
+        self.http, self.arguments, self.discarding, self.paused = None, {}, True, False
+        del self.transport, self.write, self.get_extra_info, self.pause_reading, self.resume_reading
 
     def pause_writing(self) -> None:
         """Limit the time until a client reads its response."""
@@ -136,7 +144,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def end_request(self) -> None:
         """Wait for the next request, or close if this one is not complete. The application calls this at its end."""
-        self.in_request = False
+        self.in_request, self.idle_since = False, self.loop.time()
         if self.receiving:
             self.close()
         if self.connections.pop(self, self) is None:
@@ -156,7 +164,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.head and not self.is_closing():
             self.refuse(HTTPStatus.REQUEST_TIMEOUT, self.limits.timeout_error)
         else:
-            self.transport.abort()
+            self.close()
 
     def is_closing(self) -> bool:
         """Say whether no further response will be sent."""
@@ -174,12 +182,13 @@ class Connection(asyncio.BufferedProtocol):
             with contextlib.suppress(OSError):  # the client has closed the connection
                 self.transport.write_eof()
             self.resume_reading()  # whoever has paused it, as only a read tells that the client has closed, too
-        self.loop.call_later(LINGER_SECONDS, self.linger, self.loop.time() + self.limits.timeout_seconds)
+        deadline = self.loop.time() + self.limits.timeout_seconds
+        self.linger_timer = self.loop.call_later(LINGER_SECONDS, self.linger, deadline)
 
     def linger(self, deadline: float) -> None:
         """Stop to wait for the client to close, unless it still reads the response."""
         if self.transport.get_write_buffer_size() and self.loop.time() < deadline:
-            self.loop.call_later(LINGER_SECONDS, self.linger, deadline)
+            self.linger_timer = self.loop.call_later(LINGER_SECONDS, self.linger, deadline)
         else:
             self.transport.abort()
 

@@ -75,15 +75,22 @@ class Repository:
 
     def find(self, name: str, version: str = "") -> Batcher:
         """Return the queue of a model's version, by default the latest. Raises RequestError if it is not served."""
-        return self.find_all(name, version)[-1]
+        return self.find_versions(name, version)[-1]
 
     def find_all(self, name: str = "", version: str = "") -> list[Batcher]:
-        """Return the queues of a model's version, of all its versions, or of all models.
+        """Return the queues of a model's version, of all its versions, or of all models if the name is empty.
 
         Raises RequestError if the model or version is not served.
         """
-        if not name:
-            return [batcher for entry in self.entries.values() for batcher in entry.batchers.values()]
+        if name:
+            return self.find_versions(name, version)
+        return [batcher for entry in self.entries.values() for batcher in entry.batchers.values()]
+
+    def find_versions(self, name: str, version: str) -> list[Batcher]:
+        """Return the queues of a model's version, or of all its versions.
+
+        Raises RequestError if the model or version is not served.
+        """
         entry = self.entries.get(name)
         if not entry or not entry.batchers:
             raise RequestError(f"model: expected one of {', '.join(self.ready()) or 'none'}, got {name!r}", 404)

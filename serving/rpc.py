@@ -11,7 +11,6 @@ import grpc
 from google.protobuf import json_format
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import aio as health
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -21,7 +20,7 @@ from serving.bodies import Bodies
 from serving.calls import CallLimits, Recorder, error_text, status_code
 from serving.errors import RequestError, StartError
 from serving.inference import InferenceRequest
-from serving.limits import GRPC_HANDSHAKE_SECONDS, MAX_TENSORS
+from serving.limits import HANDSHAKE_SECONDS, MAX_CALLS, MAX_TENSORS
 from serving.models import Model
 from serving.repository import Repository
 from serving.tensors import Array, Arrays, TensorSpec, array_from_bytes, array_from_values, array_to_bytes
@@ -37,7 +36,7 @@ CONTENTS = {  # field of InferTensorContents that holds each datatype; none hold
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-HEALTH_SECONDS = 1.0  # between updates of the health service
+HEALTH_SECONDS = 0.2  # until clients who watch the health hear of a change
 
 
 @asynccontextmanager
@@ -58,7 +57,8 @@ async def serve(
     limits = bodies.limits
     options = {
         "grpc.max_allowed_incoming_connections": limits.max_connections,
-        "grpc.server_handshake_timeout_ms": 1000 * GRPC_HANDSHAKE_SECONDS,
+        "grpc.max_concurrent_streams": MAX_CALLS,
+        "grpc.server_handshake_timeout_ms": 1000 * HANDSHAKE_SECONDS,
         "grpc.max_connection_idle_ms": 1000 * limits.timeout_seconds,
         "grpc.keepalive_time_ms": 1000 * limits.timeout_seconds,
         "grpc.http2.ping_timeout_ms": 1000 * limits.timeout_seconds,
@@ -73,8 +73,7 @@ async def serve(
         interceptors=[calls], options=[*options.items()], maximum_concurrent_rpcs=limits.max_connections
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(repository, recorder), server)
-    servicer = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(repository), server)
     address = f"{host}:{port}"
     try:
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
@@ -82,10 +81,8 @@ async def serve(
         raise StartError(f"gRPC: expected a free address, got {address}: {error}") from error
     await server.start()
     print(f"serving: gRPC on {host}:{port}", file=sys.stderr, flush=True)
-    updates = asyncio.create_task(update_health(servicer, repository))
 
     async def stop() -> None:
-        updates.cancel()
         calls.stop()
         await server.stop(limits.timeout_seconds)
 
@@ -95,15 +92,32 @@ async def serve(
         await stop()
 
 
-async def update_health(servicer: health.HealthServicer, repository: Repository) -> None:
-    """Keep gRPC's standard health service up to date."""
-    while True:
-        status = HealthCheckResponse.NOT_SERVING
-        if repository.is_ready():
-            status = HealthCheckResponse.SERVING
-        for service in ("", SERVICE):
-            await servicer.set(service, status)
-        await asyncio.sleep(HEALTH_SECONDS)
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # has no type hints
+    """gRPC's standard health service. That of grpc_health lets a client who does not read hold up all others."""
+
+    def __init__(self, repository: Repository):
+        """Tell the state of a repository."""
+        self.repository = repository
+
+    def status(self, service: str) -> Any:
+        """Return the status of a service; the empty name stands for all."""
+        if service not in ("", SERVICE):
+            return HealthCheckResponse.SERVICE_UNKNOWN
+        return HealthCheckResponse.SERVING if self.repository.is_ready() else HealthCheckResponse.NOT_SERVING
+
+    async def Check(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        status = self.status(request.service)
+        if status == HealthCheckResponse.SERVICE_UNKNOWN:
+            raise RequestError(f"service: expected {SERVICE} or none, got {request.service!r}", 404)
+        return HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, context: grpc.aio.ServicerContext) -> None:
+        last = None
+        while True:
+            if (status := self.status(request.service)) != last:
+                await context.write(HealthCheckResponse(status=status))
+            last = status
+            await asyncio.sleep(HEALTH_SECONDS)
 
 
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # has no type hints
@@ -131,7 +145,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         return service_pb2.ModelReadyResponse(ready=True)
 
     async def ModelMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        batchers = self.repository.find_all(request.name, request.version)
+        batchers = self.repository.find_versions(request.name, request.version)
         metadata = protocol.model_metadata([batcher.model for batcher in batchers])
         return json_format.ParseDict(metadata, service_pb2.ModelMetadataResponse())
 

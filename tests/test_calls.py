@@ -1,6 +1,7 @@
 """Limits on time and memory of gRPC calls."""
 
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -12,8 +13,11 @@ from tritonclient.grpc import InferenceServerClient, service_pb2
 
 from benchmarks.load_generator import (
     CALL_HEADERS,
+    DATA,
     END_HEADERS,
+    END_STREAM,
     HEADERS,
+    INITIAL_WINDOW_SIZE,
     PREFACE,
     SETTINGS,
     frame,
@@ -71,7 +75,7 @@ def test_the_call_that_has_been_awaited_longest_is_given_up_when_too_many_arrive
         assert len(client.infer("cnn", [image_input(random_images(3))], client_timeout=20).as_numpy("label")) == 3
         error = first.exception(timeout=0)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert error.details().startswith("bodies in memory: expected at most ")
+        assert error.details().startswith("calls: expected at most 32 that wait for their clients, got more")
         assert not others[-1].done()
 
 
@@ -110,6 +114,30 @@ def test_a_client_that_does_not_answer_is_disconnected(limited_server):
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + start)
         assert b"" in iter(partial(connection.recv, 4096), None)
+
+
+def test_clients_that_watch_the_health_give_way_to_others(channel):
+    health = health_pb2_grpc.HealthStub(channel)
+    watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2 * MAX_CONCURRENT_BODIES)]
+    assert next(watches[-1]).status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.RpcError, match="calls: expected at most 32"):
+        list(watches[0])
+
+
+def test_a_client_that_does_not_read_its_health_holds_up_nobody(models_folder):
+    with (
+        serving(models_folder / artifacts.MODEL_REPOSITORY) as running,
+        socket.create_connection(("127.0.0.1", int(running.grpc_address.split(":")[1]))) as connection,
+        grpc.insecure_channel(running.grpc_address) as channel,
+    ):
+        headers = CALL_HEADERS | {":path": "/grpc.health.v1.Health/Watch"}
+        start = frame(HEADERS, END_HEADERS, 1, b"".join(header_field(*field) for field in headers.items()))
+        settings = frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
+        connection.sendall(PREFACE + settings + start + frame(DATA, END_STREAM, 1, bytes(5)))
+        statuses = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
+        running.process.terminate()
+        assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_a_client_that_watches_the_health_does_not_delay_the_shutdown(models_folder):

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from serving.connection import MIN_IDLE_SECONDS
 from serving.limits import LINGER_SECONDS
 from stages import artifacts
 from tests.conftest import PROJECT, Server, free_ports, serving, wait_until
@@ -278,14 +279,17 @@ def test_clients_who_never_read_give_way_to_others(models_folder, path):
         wait_until(lambda: open_connections(server) <= 1)
 
 
-def test_a_slow_client_gets_the_whole_of_a_large_response_before_the_connection_closes(tmp_path):
+@pytest.mark.parametrize(("header", "half_close"), [(b"Connection: close\r\n", False), (b"", True)])
+def test_a_slow_client_gets_the_whole_of_a_large_response_before_the_connection_closes(tmp_path, header, half_close):
     save_model(tmp_path / "m" / "1" / "model.onnx", "Identity", "x", ["batch", "n"], config="max_batch_size: 1")
     values = np.linspace(0, 1, 1_500_000, dtype=np.float32)
     x = {"name": "x", "shape": [1, values.size], "datatype": "FP32", "parameters": {"binary_data_size": values.nbytes}}
     body, headers = binary_request({"inputs": [x]}, values.tobytes())
     lines = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
     with serving(tmp_path) as running, connect(running) as connection:
-        connection.sendall(post("/v2/models/m/infer", body, *lines, b"Connection: close\r\n"))
+        connection.sendall(post("/v2/models/m/infer", body, *lines, header))
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
         first = connection.recv(65536)
         time.sleep(2 * LINGER_SECONDS)
         answer = first + receive_all(connection)
@@ -303,9 +307,17 @@ def open_connections(server: Server) -> int:
 
 def test_idle_connections_give_way_to_new_ones(limited_server):
     idle = [connect(limited_server) for _ in range(CONNECTIONS)]
+    time.sleep(MIN_IDLE_SECONDS)
     assert limited_server.ask("/v2")[0] == 200
     for connection in idle:
         connection.close()
+
+
+def test_no_request_is_lost_when_more_connections_arrive_than_are_allowed(limited_server):
+    request = b"GET /v2 HTTP/1.1\r\nConnection: close\r\n" + HOST + b"\r\n"
+    with ThreadPoolExecutor(4 * CONNECTIONS) as pool:
+        answers = [*pool.map(lambda _: exchange(limited_server, request), range(400))]
+    assert {tuple(statuses(answer)) for answer in answers} == {(200,), (503,)}
 
 
 def test_connections_above_the_limit_are_refused_while_all_are_in_use(limited_server):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -175,6 +176,19 @@ def test_shared_memory_is_not_implemented(client):
     assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
 
 
+def test_bytes_that_are_no_message_are_refused(server):
+    with grpc.insecure_channel(server.grpc_address) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "request: expected a message of the method's type, got other bytes"
+
+
+def test_the_health_of_an_unknown_service_is_not_found(server):
+    with grpc.insecure_channel(server.grpc_address) as channel, pytest.raises(grpc.RpcError) as caught:
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="x"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 @pytest.mark.parametrize("service", ["", "inference.GRPCInferenceService"])
 def test_the_standard_health_service_reports_serving(server, service):
     with grpc.insecure_channel(server.grpc_address) as channel:
@@ -282,12 +296,18 @@ def test_a_grpc_port_that_is_in_use_is_named(models_folder, server):
     )
 
 
-def test_both_protocols_can_use_tls(models_folder, tmp_path):
-    certificate, key = (str(tmp_path / name) for name in ("certificate.pem", "key.pem"))
+def tls_options(folder: Path) -> tuple[str, ...]:
+    """Return the server's options for TLS with a new certificate, which is written into a folder."""
+    certificate, key = (str(folder / name) for name in ("certificate.pem", "key.pem"))
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=DNS:localhost", "-out", certificate, "-keyout", key]
     subprocess.run(command, check=True, capture_output=True)
-    options = ("--ssl-certfile", certificate, "--ssl-keyfile", key)
+    return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
+
+
+def test_both_protocols_can_use_tls(models_folder, tmp_path):
+    options = tls_options(tmp_path)
+    _, certificate, *_ = options
     context = ssl.create_default_context(cafile=certificate)
     with serving(models_folder / artifacts.MODEL_REPOSITORY, *options, context=context) as running:
         address = running.grpc_address.replace("127.0.0.1", "localhost")
@@ -299,6 +319,19 @@ def test_both_protocols_can_use_tls(models_folder, tmp_path):
         for _ in range(2):
             connection.request("POST", "/v2/models/cnn/infer", body)
             assert json.load(connection.getresponse())["outputs"][0]["shape"] == [300, 1]
+
+
+def test_clients_that_do_not_start_tls_are_disconnected(models_folder, tmp_path):
+    options = tls_options(tmp_path)
+    context = ssl.create_default_context(cafile=options[1])
+    with serving(models_folder / artifacts.MODEL_REPOSITORY, *options, context=context) as running:
+        host, port = running.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as silent:
+            assert silent.recv(1) == b""
+        running.process.terminate()
+        running.process.wait(timeout=30)
+        running.log.seek(0)
+        assert "Traceback" not in running.log.read()
 
 
 @pytest.mark.parametrize("options", [("--ssl-certfile", "x"), ("--ssl-certfile", "x", "--ssl-keyfile", "y")])
