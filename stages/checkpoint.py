@@ -63,16 +63,17 @@ def compute_fingerprint(model: str, parameters: Params, device: torch.device) ->
 
     Call it after the number of threads is set. The code is that of stages/train.py and of the modules that it imports.
     """
+    recipe = parameters.recipes[parameters.recipe][model]
     code = import_graph.imported_modules(Path(__file__).with_name("train.py"))
     inputs = {
         "network": parameters.networks[model].model_dump(),
         "outlier_sources": parameters.outlier_sources.model_dump(),
-        "recipe": parameters.recipes[parameters.recipe][model].model_dump(),
+        "recipe": recipe.model_dump(),
         "seed": parameters.seed,
         "data": parameters.data.model_dump(include={"sha256", "classes", "validation_fraction"}),
         "code": {file.as_posix(): artifacts.sha256_digest(import_graph.ROOT / file) for file in code},
         "torch": torch.__version__,
-        "environment": devices.environment(device),
+        "environment": devices.environment(device, devices.select_dtype(recipe.precision, device)),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 

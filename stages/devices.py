@@ -10,6 +10,7 @@ import torch
 
 from stages.errors import UserError
 
+BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of x86 and Arm CPUs, as PyTorch names them
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
@@ -25,11 +26,26 @@ def select_device(name: str) -> torch.device:
     return torch.device(available[0] if name == "auto" else name)
 
 
-def environment(device: torch.device) -> dict[str, str | int]:
-    """Return what decides the bytes of a training's weights besides parameters, data, code and versions."""
+def select_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype in which a recipe with this precision trains: bfloat16 only where the hardware computes in it.
+
+    Elsewhere, it is emulated and slower than float32.
+    """
     if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device)}
-    return {"device": device.type, "processor": processor_name(), "threads": torch.get_num_threads()}
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        has_bfloat16 = device.type == "cpu" and any(capabilities.get(name) for name in BFLOAT16_CAPABILITIES)
+    return torch.bfloat16 if precision == "bfloat16" and has_bfloat16 else torch.float32
+
+
+def environment(device: torch.device, dtype: torch.dtype) -> dict[str, str | int]:
+    """Return what decides the bytes of a training's weights besides parameters, data, code and versions."""
+    precision = str(dtype).removeprefix("torch.")
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device), "precision": precision}
+    threads = torch.get_num_threads()
+    return {"device": device.type, "processor": processor_name(), "threads": threads, "precision": precision}
 
 
 def processor_name() -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,9 @@ class Section(BaseModel):
                     raise ValueError(f"expected {RENAMED_KEYS[key]}, the new name of this key, got {key}")
                 raise ValueError(f"expected the keys {', '.join(cls.model_fields)}, got {key!r}")
         return values
+
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 
 def _reject_duplicates(names: list[str]) -> list[str]:
@@ -182,6 +185,7 @@ class Recipe(Section):
     augmentation: PerturbationLimits | None = None
     augment_until: Fraction = 1.0
     outliers: Outliers | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Int8(Section):
@@ -249,29 +253,34 @@ def load_params(model: str | None = None) -> Params:
 
     Raises UserError with a line for each mistake, or if `model` is given and not defined.
     """
-    values = _load_yaml()
-    try:
-        params = Params.model_validate(values)
-        if model is not None:
+    params = validate(Params, read_yaml(FILE), FILE)
+    if model is not None:
+        try:
             params.require_model(model)
-        return params
-    except ValidationError as error:
-        raise UserError("\n".join(f"{FILE}: {_error_line(mistake)}" for mistake in error.errors())) from error
-    except ValueError as error:
-        raise UserError(f"{FILE}: {error}") from error
+        except ValueError as error:
+            raise UserError(f"{FILE}: {error}") from error
+    return params
 
 
-def _load_yaml() -> dict[str, Any]:
-    """Return the content of params.yaml. Raises UserError if it is missing or no mapping in YAML."""
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Return the content of a YAML file. Raises UserError if it is missing or no mapping."""
     try:
-        values = YAML(typ="safe").load(FILE)
+        values = YAML(typ="safe").load(file)
     except OSError as error:
-        raise UserError(f"{FILE}: {error.strerror}") from error
+        raise UserError(f"{file}: {error.strerror}") from error
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: such as a date with an impossible day
-        raise UserError(f"{FILE}: expected YAML, got: {one_line(error)}") from error
+        raise UserError(f"{file}: expected YAML, got: {one_line(error)}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{FILE}: expected a mapping of parameters, got {values!r}")
+        raise UserError(f"{file}: expected a mapping of parameters, got {values!r}")
     return values
+
+
+def validate(kind: type[SectionType], values: dict[str, Any], file: Path) -> SectionType:
+    """Return the parameters in the content of a file. Raises UserError with a line for each mistake."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{file}: {_error_line(mistake)}" for mistake in error.errors())) from error
 
 
 def _error_line(mistake: ErrorDetails) -> str:

@@ -64,6 +64,7 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
     recipe = parameters.recipes[parameters.recipe][model]
     device = devices.select_device(parameters.device)
     configure_torch(parameters.threads)
+    dtype = devices.select_dtype(recipe.precision, device)
     start = time.perf_counter()
     network, data = prepare_training(model, parameters, recipe, parameters.seed)
     tqdm.write(networks.summarize_layers(network))
@@ -81,8 +82,11 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
         live.end()
         calibration = calibrate(network, data.validation, parameters.labelled_fraction)
         artifacts.write_json(folder / artifacts.calibration(model).name, calibration)
-        artifacts.write_json(folder / artifacts.training_environment(model).name, devices.environment(device))
-    print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {device.type}")
+        artifacts.write_json(folder / artifacts.training_environment(model).name, devices.environment(device, dtype))
+    hardware = f"{device.type}, in {str(dtype).removeprefix('torch.')}"
+    if recipe.precision == "bfloat16" and dtype is torch.float32:
+        hardware += " because it has no bfloat16"
+    print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {hardware}")
     print("  ".join(f"{name} {value:.3f}" for name, value in calibration.items()))
 
     with artifacts.atomic_write(artifacts.weights(model)) as path:
@@ -141,7 +145,9 @@ def fit(
     epoch whose loss is not finite.
     """
     training = data.training
-    network.to(training.labels.device).to(memory_format=torch.channels_last)
+    device = training.labels.device
+    dtype = devices.select_dtype(recipe.precision, device)
+    network.to(device).to(memory_format=torch.channels_last)
     optimizer = SGD(
         network.parameters(),
         lr=recipe.learning_rate,
@@ -158,7 +164,7 @@ def fit(
             start = time.perf_counter()
             torch.manual_seed(epoch_seed(seed, epoch))
             network.train()
-            sums = torch.zeros(2, device=training.labels.device)
+            sums = torch.zeros(2, device=device)
             for step, batch in enumerate(shuffled_batches(training, steps), start=epoch * steps):
                 fraction_done = (step + 0.5) / (recipe.epochs * steps)
                 optimizer.param_groups[0]["lr"] = learning_rate(recipe, fraction_done)
@@ -169,7 +175,7 @@ def fit(
                     images = augment(images, recipe.augmentation)
                 else:
                     images = scale_pixels(images)
-                sums += train_step(network, optimizer, images, batch.labels, recipe)
+                sums += train_step(network, optimizer, images, batch.labels, recipe, dtype)
                 progress.update()
             loss, accuracy = (sums / len(training)).tolist()
             metrics = {"loss": loss, "accuracy": accuracy} | validate(network, data.validation)
@@ -212,13 +218,18 @@ def random_outliers(outliers: Tensor, batch_size: int, fraction: float) -> Tenso
     return outliers[torch.randint(len(outliers), (count,)).to(outliers.device)]
 
 
-def train_step(network: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+def train_step(
+    network: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, recipe: Recipe, dtype: torch.dtype
+) -> Tensor:
     """Take one optimizer step; return the summed loss and number of correct predictions of the labels, float32 [2].
 
-    Images without a label are outliers: their loss is the cross-entropy to the uniform distribution. Nothing here
-    synchronizes with the device: the sums are read once an epoch.
+    The layers compute in `dtype`; the weights, the loss and the step are float32. Images without a label are outliers:
+    their loss is the cross-entropy to the uniform distribution. Nothing here synchronizes with the device: the sums are
+    read once an epoch.
     """
-    logits, outlier_logits = network(images).tensor_split([len(labels)])
+    with torch.autocast(labels.device.type, dtype, enabled=dtype is not torch.float32):
+        all_logits = network(images)
+    logits, outlier_logits = all_logits.float().tensor_split([len(labels)])
     loss = total = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     if recipe.outliers:
         total = loss - recipe.outliers.weight * outlier_logits.log_softmax(dim=1).mean()

@@ -42,11 +42,28 @@ def test_an_unavailable_device_is_a_user_error(monkeypatch):
         devices.select_device("cuda")
 
 
-def test_the_environment_names_processor_and_threads():
-    assert devices.environment(torch.device("cpu")) == {
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "dtype"),
+    [
+        ("bfloat16", {"avx512_bf16": True}, torch.bfloat16),
+        ("bfloat16", {"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ("bfloat16", {"neon": True, "bf16": True}, torch.bfloat16),
+        ("bfloat16", {"avx512_f": True, "amx_bf16": False}, torch.float32),
+        ("float32", {"amx_bf16": True}, torch.float32),
+    ],
+)
+def test_bfloat16_is_selected_only_where_the_processor_computes_in_it(monkeypatch, precision, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert devices.select_dtype(precision, torch.device("cpu")) is dtype
+    assert devices.select_dtype(precision, torch.device("mps")) is torch.float32
+
+
+def test_the_environment_names_processor_threads_and_precision():
+    assert devices.environment(torch.device("cpu"), torch.bfloat16) == {
         "device": "cpu",
         "processor": devices.processor_name(),
         "threads": torch.get_num_threads(),
+        "precision": "bfloat16",
     }
     assert devices.processor_name()
 

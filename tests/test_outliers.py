@@ -86,8 +86,9 @@ def test_a_batch_gets_a_fraction_of_outliers_which_count_in_neither_loss_nor_acc
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 3))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     images, labels = torch.rand(40, 1, 28, 28), torch.arange(30) % 3
-    sums = train.train_step(network, optimizer, images, labels, recipe)
-    without = train.train_step(network, optimizer, images[:30], labels, recipe.model_copy(update={"outliers": None}))
+    sums = train.train_step(network, optimizer, images, labels, recipe, torch.float32)
+    recipe = recipe.model_copy(update={"outliers": None})
+    without = train.train_step(network, optimizer, images[:30], labels, recipe, torch.float32)
     torch.testing.assert_close(sums, without)
 
 

@@ -58,7 +58,26 @@ def test_the_logged_metrics_hold_no_times_and_no_paths(workspace, models_folder)
 def test_the_environment_of_a_training_is_written_beside_its_metrics(workspace):
     train.main("fnn")
     environment = artifacts.read_json(artifacts.training_environment("fnn"))
-    assert environment == devices.environment(devices.select_device("auto"))
+    assert environment == devices.environment(devices.select_device("auto"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "words"), [(True, "cpu, in bfloat16"), (False, "cpu, in float32 because it has no bfloat16")]
+)
+def test_a_recipe_in_bfloat16_trains_float32_weights_and_says_in_what(
+    workspace, change, monkeypatch, capsys, has_bfloat16, words
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_bfloat16})
+    change({"device": "cpu"})
+    train.main("cnn")
+    before = artifacts.weights("cnn").read_bytes()
+    change({"recipes.default.cnn.precision": "bfloat16"})
+    train.main("cnn")
+    tensors = load_file(artifacts.weights("cnn")).values()
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
+    assert (artifacts.weights("cnn").read_bytes() == before) is not has_bfloat16
+    assert capsys.readouterr().out.rstrip().splitlines()[-2].endswith(f" s on {words}")
+    assert artifacts.read_json(artifacts.training("cnn") / "metrics.json")["val_accuracy"] > 0.5
 
 
 def test_the_validation_split_is_a_fraction_that_no_training_step_uses():
