@@ -51,8 +51,9 @@ class Connection(asyncio.BufferedProtocol):
         self.write, self.get_extra_info = transport.write, transport.get_extra_info
         self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
         if len(self.connections) >= self.limits.max_connections:
-            idle = next((each for each in self.connections if not each.in_request), None)
-            if idle is None or self.loop.time() - idle.idle_since < MIN_IDLE_SECONDS:
+            latest = self.loop.time() - MIN_IDLE_SECONDS
+            idle = next((it for it in self.connections if not it.in_request and it.idle_since <= latest), None)
+            if idle is None:
                 error = f"connections: expected at most {self.limits.max_connections}, got more; try again later"
                 return self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, error)
             del self.connections[idle]
