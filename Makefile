@@ -71,6 +71,7 @@ requirements: $(BIN)/uv ## lock pyproject.toml's dependencies in requirements/ (
 	$(COMPILE) -o requirements/s3.txt -c requirements/test.txt --extra s3 pyproject.toml
 	printf 'openvino\ntract\n' | $(COMPILE) -o requirements/runtimes.txt -c requirements/test.txt -
 	echo uv | $(COMPILE) -o requirements/uv.txt -
+	echo skypilot | $(COMPILE) -o requirements/skypilot.txt -
 	@# From 36 on, the types of the package kubernetes are pydantic models, which KServe's client cannot read.
 	printf 'kserve\nkubernetes<36\n' | $(COMPILE) -o requirements/kserve.txt -
 

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,21 +16,17 @@ import joblib
 from scipy import stats
 
 from experiments.queue import call, run_missing
-from stages import artifacts
+from stages import artifacts, command
 from stages.errors import UserError
 
+SEEDS = [0, 1, 2, 3, 4]
 CONFIDENCE = 0.95
 Metrics = dict[str, float]  # by MODEL.METRIC
 
 
 def main() -> None:
     options = parse_options()
-    try:
-        print(compare(options.set_param, options.targets, options.seeds))
-    except UserError as error:
-        sys.exit(f"seeds: {error}")
-    except KeyboardInterrupt:
-        sys.exit("seeds: interrupted; run the same command again to continue")
+    print(compare(options.set_param, options.targets, options.seeds))
 
 
 def parse_options() -> argparse.Namespace:
@@ -41,7 +36,7 @@ def parse_options() -> argparse.Namespace:
         "-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="a change, as for dvc exp run"
     )
     parser.add_argument(
-        "--seeds", type=parse_seeds, default=[0, 1, 2, 3, 4], metavar="N,N,…", help="at least two; default: 0,1,2,3,4"
+        "--seeds", type=parse_seeds, default=SEEDS, metavar="N,N,…", help="at least two; default: 0,1,2,3,4"
     )
     return parser.parse_args()
 
@@ -122,4 +117,4 @@ def difference_cells(differences: list[float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    command.call(main)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from experiments import search
 from serving.__main__ import parse_arguments
 from stages import artifacts
-from tests.conftest import PROJECT, Server
+from tests.conftest import PROJECT, Server, environment
 
 KSERVE = PROJECT / "build" / "kserve"  # .ci/run installs it there
+SKYPILOT = PROJECT / "build" / "skypilot"  # this one, too
 MODELS = "/mnt/models"  # where KServe mounts what it fetches from a bucket
 HTTP_PORT, GRPC_PORT = 8080, 9000  # KServe's conventions
 
@@ -183,3 +186,26 @@ def test_resource_requests_are_within_the_limits(container: dict[str, Any], reso
 def quantity(text: str) -> float:
     number, unit = re.fullmatch(r"([0-9.]+)(.*)", text).groups()
     return float(number) * UNITS[unit]
+
+
+SKYPILOT_TASK = """
+import json, sys, sky
+task = sky.Task.from_yaml(sys.argv[1])
+print(json.dumps({"nodes": task.num_nodes, "envs": task.envs, "run": task.run}))
+"""
+
+
+@pytest.mark.slow
+def test_skypilot_accepts_the_task_of_a_search_whose_command_has_these_options(tmp_path, monkeypatch):
+    if not SKYPILOT.is_dir():
+        pytest.skip("needs SkyPilot: .ci/run installs it")
+    command = [sys.executable, "-c", SKYPILOT_TASK, str(PROJECT / "deploy" / "search.sky.yaml")]
+    variables = environment() | {"PYTHONPATH": str(SKYPILOT), "HOME": str(tmp_path)}
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    task = json.loads(ended.stdout.splitlines()[-1])
+    assert task["nodes"] == 2
+    (line,) = [line for line in task["run"].splitlines() if "experiments.search" in line]
+    _, options = line.replace("$TRIALS", task["envs"]["TRIALS"]).rstrip(" &").split("experiments.search ")
+    monkeypatch.setattr(sys, "argv", ["search", *shlex.split(options)])
+    assert vars(search.parse_options()).items() >= {"trials": 40, "storage": "$STORAGE"}.items()
