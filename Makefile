@@ -68,6 +68,7 @@ requirements: $(BIN)/uv ## lock pyproject.toml's dependencies in requirements/ (
 	$(COMPILE) -o requirements/test.txt --extra pipeline --extra bundled --extra serve --extra test pyproject.toml
 	$(COMPILE) -o requirements/pipeline.txt -c requirements/test.txt --extra pipeline --extra bundled pyproject.toml
 	$(COMPILE) -o requirements/serve.txt -c requirements/test.txt --extra serve pyproject.toml
+	$(COMPILE) -o requirements/signing.txt -c requirements/test.txt --extra signing pyproject.toml
 	$(COMPILE) -o requirements/s3.txt -c requirements/test.txt --extra s3 pyproject.toml
 	printf 'openvino\ntract\n' | $(COMPILE) -o requirements/runtimes.txt -c requirements/test.txt -
 	echo uv | $(COMPILE) -o requirements/uv.txt -

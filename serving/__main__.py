@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,7 @@ async def serve(arguments: argparse.Namespace, executor: ThreadPoolExecutor) -> 
         executor,
         arguments.model_control_mode,
         arguments.lock,
+        signature_verifier(arguments.public_key),
         strict_readiness=arguments.strict_readiness,
     )
     repository.start(arguments.load_model if arguments.model_control_mode == "explicit" else ["*"])
@@ -152,6 +154,18 @@ def listen(host: str, port: int) -> socket.socket:
         raise StartError(f"HTTP: expected a free address, got {host}:{port}: {error.strerror}") from error
 
 
+def signature_verifier(public_key: Path | None) -> Callable[[Path], None] | None:
+    """Return a function that verifies a model's signature, if there is a key. Raises StartError without the library."""
+    if public_key is None:
+        return None
+    try:
+        from serving.signature import verify_signature
+    except ImportError as error:
+        raise StartError(f"--public-key: expected the packages of the extra `signing`, got: {error}") from error
+    models.read_bytes(public_key)  # so that a key that is missing is no fault of the models
+    return partial(verify_signature, public_key=public_key)
+
+
 async def wait_for_signal(server: uvicorn.Server, running: asyncio.Task[None]) -> None:
     """Wait until Uvicorn has started, and then until a signal, or until Uvicorn ends."""
     while not server.started and not running.done():
@@ -198,6 +212,7 @@ def parse_arguments() -> argparse.Namespace:
     add_list = partial(add, action="append", default=[])
     add("repository", type=Path, nargs="?", default=models.REPOSITORY, help="directory with NAME/VERSION/model.onnx")
     add("--lock", type=Path, metavar="FILE", help="a dvc.lock: serve only files whose MD5 digests it records")
+    add("--public-key", type=Path, metavar="FILE", help="serve only models that this key's owner has signed")
     add("--model-control-mode", choices=MODES, default="none", help="when models are loaded and unloaded")
     add_list("--load-model", metavar="NAME", help="load at start in explicit mode; *: all")
     add("--strict-readiness", action="store_true", help="be ready only if every model is")

@@ -15,7 +15,8 @@ from serving.limits import HEADER_ERROR, LINGER_SECONDS, MAX_BUFFERED_BYTES, MAX
 HEAD_BYTES = 4 * 1024  # read at a time outside bodies: bounds the requests that a client can pipeline
 BODY_BYTES = 64 * 1024  # read at a time in bodies
 HALF_CLOSED_SECONDS = 1  # until a request that arrived with the end of the stream has begun
-MIN_IDLE_SECONDS = 1  # until a connection counts as idle: before, its request may have been sent and not been read yet
+# Until a connection counts as idle: before, its request may have been sent and not been read yet.
+NEW_SECONDS, REUSED_SECONDS = 1, 0.1  # after it was accepted or data arrived, and after a response
 UPGRADE_HEADER = re.compile(rb"^upgrade[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -41,7 +42,7 @@ class Connection(asyncio.BufferedProtocol):
         self.unused_bytes = 0  # received since the application last took a request or a part of its body
         self.paused = False  # reading, until the application takes more
         self.loop = asyncio.get_running_loop()
-        self.idle_since = self.loop.time()
+        self.idle_from = self.loop.time() + NEW_SECONDS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # always that of TCP
         """Start to wait for a request; if there are too many connections, close the longest idle one."""
@@ -51,8 +52,8 @@ class Connection(asyncio.BufferedProtocol):
         self.write, self.get_extra_info = transport.write, transport.get_extra_info
         self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
         if len(self.connections) >= self.limits.max_connections:
-            latest = self.loop.time() - MIN_IDLE_SECONDS
-            idle = next((it for it in self.connections if not it.in_request and it.idle_since <= latest), None)
+            now = self.loop.time()
+            idle = next((it for it in self.connections if not it.in_request and it.idle_from <= now), None)
             if idle is None:
                 error = f"connections: expected at most {self.limits.max_connections}, got more; try again later"
                 return self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, error)
@@ -69,7 +70,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         data = bytes(self.buffer[:nbytes])
         if not (self.head or self.unused_bytes):
-            self.idle_since = self.loop.time()
+            self.idle_from = self.loop.time() + NEW_SECONDS
         if self.http is None:
             self.head += data
             head, separator, _ = self.head.partition(b"\r\n\r\n")
@@ -145,7 +146,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def end_request(self) -> None:
         """Wait for the next request, or close if this one is not complete. The application calls this at its end."""
-        self.in_request, self.idle_since = False, self.loop.time()
+        self.in_request, self.idle_from = False, self.loop.time() + REUSED_SECONDS
         if self.receiving:
             self.close()
         if self.connections.pop(self, self) is None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,17 +39,20 @@ class Repository:
         executor: Executor,
         mode: str = "none",
         lock: Path | None = None,
+        verify: Callable[[Path], None] | None = None,
         strict_readiness: bool = False,
     ):
         """Prepare an empty repository.
 
-        `lock` is a dvc.lock whose digests the files must have when they are loaded. With `strict_readiness`, the
-        server is ready only if everything that was to be loaded is.
+        `lock` is a dvc.lock whose digests the files must have when they are loaded. `verify` raises StartError if a
+        model's folder may not be loaded. With `strict_readiness`, the server is ready only if everything that was to be
+        loaded is.
         """
         self.folder = folder
         self.executor = executor
         self.mode = mode
         self.lock = lock
+        self.verify = verify
         self.strict_readiness = strict_readiness
         self.entries: dict[str, Entry] = {}
         self.closing = False  # the server is shutting down
@@ -185,6 +188,8 @@ class Repository:
         try:
             if not files:
                 raise StartError(f"{self.folder / name}: expected a model, got nothing")
+            if self.verify:
+                self.verify(self.folder / name)
             versions = load_versions(self.folder / name, read_file or self.reader())
             return files, [Batcher(model, self.executor) for model in versions]
         except StartError as error:

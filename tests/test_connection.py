@@ -21,7 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from serving.connection import MIN_IDLE_SECONDS
+from serving.connection import NEW_SECONDS, REUSED_SECONDS
 from serving.limits import LINGER_SECONDS
 from stages import artifacts
 from tests.conftest import PROJECT, Server, free_ports, serving, wait_until
@@ -307,10 +307,19 @@ def open_connections(server: Server) -> int:
 
 def test_idle_connections_give_way_to_new_ones(limited_server):
     idle = [connect(limited_server) for _ in range(CONNECTIONS)]
-    time.sleep(MIN_IDLE_SECONDS)
+    time.sleep(NEW_SECONDS)
     assert limited_server.ask("/v2")[0] == 200
     for connection in idle:
         connection.close()
+
+
+def test_a_connection_that_was_answered_gives_way_soon(limited_server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * CONNECTIONS):
+            connection = stack.enter_context(connect(limited_server))
+            connection.sendall(b"GET /v2 HTTP/1.1\r\n" + HOST + b"\r\n")
+            assert statuses(connection.recv(65536)) == [200]
+            time.sleep(REUSED_SECONDS)
 
 
 def test_no_request_is_lost_when_more_connections_arrive_than_are_allowed(limited_server):

@@ -18,6 +18,7 @@ from stages.errors import UserError
 from tests.conftest import PROJECT, call, commit, edit_params, environment, wait_until
 
 STORAGE = "sqlite:///search.db"
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
 @pytest.fixture

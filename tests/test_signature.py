@@ -1,0 +1,94 @@
+"""Signed models, with OpenSSF's own command to sign and verify them."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving.errors import StartError
+from serving.signature import FILE, verify_signature
+from stages import artifacts
+from tests.conftest import not_serving, serving
+
+
+def create_keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return the files of a new private and public key."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    command = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
+    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return private, public
+
+
+def model_signing(action: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
+    command = ["model_signing", action, "key", str(folder), "--signature", str(folder / FILE), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def keys(tmp_path) -> tuple[Path, Path]:
+    return create_keys(tmp_path, "key")
+
+
+@pytest.fixture
+def repository(tmp_path, models_folder, keys) -> Path:
+    """A model repository with two models, of which cnn is signed."""
+    for name in ("cnn", "fnn"):
+        shutil.copytree(models_folder / artifacts.MODEL_REPOSITORY / name, tmp_path / "repository" / name)
+    (tmp_path / "repository" / "cnn" / "README.md").write_text("The model card")
+    ended = model_signing("sign", tmp_path / "repository" / "cnn", "--private_key", str(keys[0]))
+    assert ended.returncode == 0, ended.stderr
+    return tmp_path / "repository"
+
+
+def flip_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_the_official_command_and_the_server_accept_a_signed_model(repository, keys):
+    assert model_signing("verify", repository / "cnn", "--public_key", str(keys[1])).returncode == 0
+    verify_signature(repository / "cnn", keys[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: flip_bit(folder / "1" / "model.onnx"),
+        lambda folder: flip_bit(folder / "README.md"),
+        lambda folder: (folder / "2").mkdir() or (folder / "2" / "model.onnx").write_bytes(b""),
+        lambda folder: (folder / "labels.txt").unlink(),
+        lambda folder: flip_bit(folder / FILE),
+        lambda folder: (folder / FILE).unlink(),
+    ],
+    ids=["model", "card", "added version", "removed file", "signature", "no signature"],
+)
+def test_any_change_of_a_signed_model_is_found(repository, keys, change: Callable[[Path], object]):
+    change(repository / "cnn")
+    with pytest.raises(StartError, match=f"cnn/{FILE}: expected a valid signature by .*/key.pub, got: "):
+        verify_signature(repository / "cnn", keys[1])
+
+
+def test_the_signature_of_another_key_is_not_accepted(repository, tmp_path):
+    _, other = create_keys(tmp_path, "other")
+    with pytest.raises(StartError, match="expected a valid signature by .*/other.pub"):
+        verify_signature(repository / "cnn", other)
+
+
+def test_only_models_that_the_key_has_signed_are_served(repository, keys):
+    with serving(repository, "--public-key", str(keys[1])) as running:
+        _, index = running.json("/v2/repository/index", b"{}")
+        states = {entry["name"]: (entry["state"], entry.get("reason", "")) for entry in index}
+        assert states["cnn"] == ("READY", "")
+        assert states["fnn"][0] == "UNAVAILABLE"
+        assert f"fnn/{FILE}: expected a valid signature" in states["fnn"][1]
+        assert running.ask("/v2/models/fnn")[0] == 404
+
+
+def test_a_public_key_that_is_missing_is_one_line(repository):
+    ended = not_serving(repository, "--public-key", "nothing.pub")
+    assert ended.returncode == 1
+    assert ended.stderr == "serving: nothing.pub: expected a readable file, got: No such file or directory\n"
