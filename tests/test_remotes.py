@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from stages import artifacts
 from tests.conftest import BUCKET, call, commit, repro
+from tests.test_signature import create_keys, model_signing
 
 
 def add_default_remote(folder: Path, name: str, **options: str) -> None:
@@ -73,27 +74,36 @@ def test_a_version_aware_remote_keeps_each_version_in_tritons_layout(clone, s3_e
         assert s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() == content
 
 
+def read_files(folder: Path) -> dict[Path, bytes]:
+    """Return the content of each file in a folder."""
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_a_registered_version_is_downloaded_by_its_tag_and_runs_without_the_project(clone, tmp_path):
     add_default_remote(clone, "storage", url=str(tmp_path / "storage"))
     call(clone, "dvc", "push")
+    private_key, public_key = create_keys(tmp_path, "key")
+    folder = artifacts.onnx("cnn").parent.parent
+    assert model_signing("sign", clone / folder, "--private_key", str(private_key)).returncode == 0
     commit(clone)
     call(clone, "gto", "register", "cnn", "--version", "v1.0.0")
     call(clone, "gto", "assign", "cnn", "--version", "v1.0.0", "--stage", "production")
     assert "v1.0.0" in call(clone, "gto", "show", "cnn")
-    first = (clone / artifacts.onnx("cnn")).read_bytes()
+    first = read_files(clone / folder)
     export_another_version(clone, "cnn")
     commit(clone)
-    assert (clone / artifacts.onnx("cnn")).read_bytes() != first
+    assert read_files(clone / folder) != first
     shutil.rmtree(clone / ".dvc" / "cache")
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for option, value, file in (("--rev", "v1.0.0", "cnn.onnx"), ("--stage", "production", "production.onnx")):
-        call(elsewhere, "dvc", "artifacts", "get", str(clone), "cnn", option, value, "--out", file)
-        assert (elsewhere / file).read_bytes() == first
+    for option, value, name in (("--rev", "v1.0.0", "cnn"), ("--stage", "production", "production")):
+        call(elsewhere, "dvc", "artifacts", "get", str(clone), "cnn", option, value, "--out", name)
+        assert read_files(elsewhere / name) == first
+        assert model_signing("verify", elsewhere / name, "--public_key", str(public_key)).returncode == 0
     script = (
         "import sys, numpy, onnxruntime\n"
-        "session = onnxruntime.InferenceSession('cnn.onnx')\n"
+        "session = onnxruntime.InferenceSession('cnn/1/model.onnx')\n"
         "print(session.run(['label'], {'image': numpy.zeros((3, 1, 28, 28), numpy.uint8)})[0].shape)\n"
         "assert not {'torch', 'dvc', 'stages'} & sys.modules.keys()"
     )
@@ -104,6 +114,6 @@ def test_every_default_model_is_declared_for_the_registry(built):
     declared = YAML(typ="safe").load(built / "dvc.yaml")["artifacts"]
     assert {folder.name for folder in (built / artifacts.MODEL_REPOSITORY).iterdir()} == declared.keys()
     for name, artifact in declared.items():
-        assert artifact["path"] == artifacts.onnx(name).as_posix()
+        assert artifact["path"] == artifacts.onnx(name).parent.parent.as_posix()
         assert artifact["type"] == "model"
         assert artifact["desc"]
