@@ -15,6 +15,7 @@ from pathlib import Path
 import joblib
 from scipy import stats
 
+from checks import lock
 from experiments.queue import call, run_missing
 from stages import artifacts, command
 from stages.errors import UserError
@@ -52,9 +53,11 @@ def parse_seeds(text: str) -> list[int]:
 def compare(changes: Sequence[str], targets: Sequence[str], seeds: Sequence[int]) -> str:
     """Return a Markdown table of the metrics with the committed parameters and, if there are changes, with these.
 
-    `changes` are KEY=VALUE. Raises UserError if the workspace has uncommitted changes, or if an experiment fails.
+    `changes` are KEY=VALUE. Raises UserError if the workspace has uncommitted changes other than results, or if an
+    experiment fails.
     """
-    if status := call("git", "status", "--porcelain", "--untracked-files=no").splitlines():
+    inputs = [".", f":!{artifacts.ROOT}", f":!{lock.FILE}"]
+    if status := call("git", "status", "--porcelain", "--untracked-files=no", "--", *inputs).splitlines():
         files = ", ".join(line[3:] for line in status)
         raise UserError(f"workspace: expected the last commit, got changes of {files}")
     variants = [[], [*changes]] if changes else [[]]
