@@ -65,11 +65,21 @@ def wait_until_finished(names: Collection[str], jobs: int) -> dict[str, Experime
                 if finished == len(names) or FAILED in states:
                     return found
                 if QUEUED in states:
-                    call("dvc", "queue", "start", "--jobs", str(jobs))  # only those that do not run yet
+                    start_workers(jobs)
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         call("dvc", "queue", "stop", "--kill")
         raise
+
+
+def start_workers(jobs: int) -> None:
+    """Start those workers of the queue that do not run yet. Raises UserError if DVC fails.
+
+    DVC's command leaves processes behind that keep its output open, so that nobody may wait for the end of a pipe.
+    """
+    command = ["dvc", "queue", "start", "--jobs", str(jobs)]
+    if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        raise UserError(f"`{' '.join(command)}`: expected exit status 0, got another; run it to see why")
 
 
 def read_experiments() -> dict[str, Experiment]:

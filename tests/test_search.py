@@ -148,6 +148,7 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds: trainings take minutes on two busy cores
 def test_two_workers_share_a_search_and_one_takes_the_trial_of_the_other_that_is_killed(project, change_search):
     change_search({RATE: {"low": 0.1, "high": 1.0}, "recipes.default.fnn.epochs": {"choices": [150]}})
     workers = [start_worker(project, "--trials", "10") for _ in range(2)]

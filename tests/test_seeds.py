@@ -56,6 +56,7 @@ def test_uncommitted_changes_are_refused(project):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # seconds: trainings take minutes on two busy cores
 def test_missing_experiments_run_in_the_queue_and_those_that_are_there_are_read(project):
     arguments = ("-S", "recipes.default.fnn.epochs=6", "evaluate@fnn")
     first = run_seeds(project, "--seeds", "5,7", *arguments)
