@@ -1,10 +1,10 @@
 """Let `dvc plots show` write pages that need no network, with Vega inside instead of links to it."""
 
-import subprocess
 from pathlib import Path
 
 import vl_convert
 
+from experiments.queue import call
 from stages import artifacts, command
 
 TEMPLATE = Path("build/plots.html")
@@ -29,7 +29,7 @@ def main() -> None:
     """Write the template of `dvc plots show`, and name it in DVC's local configuration."""
     artifacts.write_text(TEMPLATE, PAGE % vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", VEGA_LITE))
     path = Path("..") / TEMPLATE  # relative to .dvc
-    subprocess.run(["dvc", "config", "--quiet", "--local", "plots.html_template", str(path)], check=True)
+    call("dvc", "config", "--quiet", "--local", "plots.html_template", str(path))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""DVC's experiment queue: runs experiments in parallel, and reads their states and metrics."""
+"""DVC's experiment queue: runs experiments in parallel, and reads their states."""
 
 import json
 import os
@@ -32,11 +32,12 @@ def run_missing(commands: dict[str, list[str]], jobs: int) -> dict[str, Experime
     `commands` has the arguments of `dvc exp run` by the experiment's name. Failed experiments run again. Raises
     UserError if one fails.
     """
-    for name, experiment in read_experiments().items():
-        if experiment.state == RUNNING and not is_alive(experiment.process):  # such as before the machine was restarted
-            call("dvc", "queue", "kill", name)
     found = read_experiments()
-    failed = [name for name in commands if name in found and found[name].state == FAILED]
+    # DVC takes those for running whose process has ended without it, such as before the machine was restarted.
+    aborted = [name for name, each in found.items() if each.state == RUNNING and not is_alive(each.process)]
+    for name in aborted:
+        call("dvc", "queue", "kill", name)
+    failed = [name for name in commands if name in found and (name in aborted or found[name].state == FAILED)]
     if failed:
         call("dvc", "queue", "remove", *failed)
     missing = [name for name in commands if name not in found or name in failed]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -116,10 +117,11 @@ def connect(url: str, attempts: int = 3) -> RDBStorage:
 def run_trials(study: Study, search: Search, count: int) -> None:
     """Run trials until this number has finished, those of other workers included."""
     train.configure_torch(threads=1)
+    committed = params.read_yaml(params.FILE)  # once, so that an edit during the search changes no trial
 
     def objective(trial: Trial) -> float:
         try:
-            return run_trial(search, trial)
+            return run_trial(search, committed, trial)
         except KeyboardInterrupt:
             study.enqueue_trial(trial.params)  # for the next worker
             raise
@@ -128,12 +130,13 @@ def run_trials(study: Study, search: Search, count: int) -> None:
         study.optimize(objective, callbacks=[MaxTrialsCallback(count, states=FINISHED)])
 
 
-def run_trial(search: Search, trial: Trial) -> float:
-    """Return the validation accuracy of a training with the trial's parameters.
+def run_trial(search: Search, committed: dict[str, object], trial: Trial) -> float:
+    """Return the validation accuracy of a training with the trial's changes of the content of params.yaml.
 
     Raises TrialPruned if it is stopped early. A trial that runs again on the same machine resumes from its checkpoint.
     """
-    parameters = space.change_params({key: dimension.suggest(trial, key) for key, dimension in search.space.items()})
+    changes = {key: dimension.suggest(trial, key) for key, dimension in search.space.items()}
+    parameters = space.change_params(committed, changes)
     recipe = parameters.recipes[parameters.recipe][search.model]
     device = devices.select_device(parameters.device)
     network, data = train.prepare_training(search.model, parameters, recipe, parameters.seed)
@@ -155,8 +158,7 @@ def run_trial(search: Search, trial: Trial) -> float:
 
 def describe_best(study: Study) -> str:
     """Return the parameters of the best trial, as lines. Raises UserError if no trial is complete."""
-    trials = study.get_trials(deepcopy=False)
-    counts = {state: sum(trial.state is state for trial in trials) for state in TrialState}
+    counts = Counter(trial.state for trial in study.get_trials(deepcopy=False))
     if not counts[TrialState.COMPLETE]:
         raise UserError(f"{study.study_name}: expected a complete trial, got none; run more --trials")
     best = study.best_trial

@@ -1,5 +1,6 @@
 """The search space of hyperparameters: search.yaml, typed and validated."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, cast
@@ -70,18 +71,22 @@ def load_search() -> Search:
     """Read search.yaml. Raises UserError with a line for each mistake, or if params.yaml does not allow a value."""
     search = params.validate(Search, params.read_yaml(FILE), FILE)
     params.load_params(search.model)
+    committed = params.read_yaml(params.FILE)
     for key, dimension in search.space.items():
         for value in dimension.extremes():
             try:
-                change_params({key: value})
+                change_params(committed, {key: value})
             except UserError as error:
                 raise UserError(f"{FILE}: space.{key}: {error}") from error
     return search
 
 
-def change_params(changes: Mapping[str, Value]) -> Params:
-    """Return the parameters in params.yaml with changes by dotted keys. Raises UserError if they are not valid."""
-    values = params.read_yaml(params.FILE)
+def change_params(committed: dict[str, object], changes: Mapping[str, Value]) -> Params:
+    """Return the parameters in the content of params.yaml with changes by dotted keys.
+
+    Raises UserError if they are not valid.
+    """
+    values = copy.deepcopy(committed)
     for key, value in changes.items():
         set_value(values, key, value)
     return params.validate(Params, values, params.FILE)

@@ -52,6 +52,12 @@ def start_call(channel: grpc.Channel, method: str = f"{SERVICE}/ModelInfer") -> 
     return call.future(iter(threading.Event().wait, True), timeout=60)
 
 
+def headers_frame(method: str) -> bytes:
+    """Return the frame of HTTP/2 that starts a call on stream 1."""
+    headers = CALL_HEADERS | {":path": method}
+    return frame(HEADERS, END_HEADERS, 1, b"".join(header_field(*field) for field in headers.items()))
+
+
 @pytest.mark.parametrize("method", [f"{SERVICE}/ModelInfer", f"{SERVICE}/ServerLive", "/grpc.health.v1.Health/Check"])
 def test_a_request_that_does_not_come_times_out(channel, method):
     error = start_call(channel, method).exception(timeout=30)
@@ -109,10 +115,8 @@ def test_messages_that_exceed_the_memory_of_bodies_are_refused():
 
 def test_a_client_that_does_not_answer_is_disconnected(limited_server):
     host, port = limited_server.grpc_address.split(":")
-    headers = CALL_HEADERS | {":path": f"{SERVICE}/ModelStreamInfer"}
-    start = frame(HEADERS, END_HEADERS, 1, b"".join(header_field(*field) for field in headers.items()))
     with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + start)
+        connection.sendall(PREFACE + frame(SETTINGS, 0, 0) + headers_frame(f"{SERVICE}/ModelStreamInfer"))
         assert b"" in iter(partial(connection.recv, 4096), None)
 
 
@@ -130,8 +134,7 @@ def test_a_client_that_does_not_read_its_health_holds_up_nobody(models_folder):
         socket.create_connection(("127.0.0.1", int(running.grpc_address.split(":")[1]))) as connection,
         grpc.insecure_channel(running.grpc_address) as channel,
     ):
-        headers = CALL_HEADERS | {":path": "/grpc.health.v1.Health/Watch"}
-        start = frame(HEADERS, END_HEADERS, 1, b"".join(header_field(*field) for field in headers.items()))
+        start = headers_frame("/grpc.health.v1.Health/Watch")
         settings = frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
         connection.sendall(PREFACE + settings + start + frame(DATA, END_STREAM, 1, bytes(5)))
         statuses = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())

@@ -11,6 +11,7 @@ from serving.errors import StartError
 from serving.signature import FILE, verify_signature
 from stages import artifacts
 from tests.conftest import not_serving, serving
+from tests.test_integrity import flip_a_bit
 
 
 def create_keys(folder: Path, name: str) -> tuple[Path, Path]:
@@ -43,12 +44,6 @@ def repository(tmp_path, models_folder, keys) -> Path:
     return tmp_path / "repository"
 
 
-def flip_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
 def test_the_official_command_and_the_server_accept_a_signed_model(repository, keys):
     assert model_signing("verify", repository / "cnn", "--public_key", str(keys[1])).returncode == 0
     verify_signature(repository / "cnn", keys[1])
@@ -57,11 +52,11 @@ def test_the_official_command_and_the_server_accept_a_signed_model(repository, k
 @pytest.mark.parametrize(
     "change",
     [
-        lambda folder: flip_bit(folder / "1" / "model.onnx"),
-        lambda folder: flip_bit(folder / "README.md"),
+        lambda folder: flip_a_bit(folder / "1" / "model.onnx"),
+        lambda folder: flip_a_bit(folder / "README.md"),
         lambda folder: (folder / "2").mkdir() or (folder / "2" / "model.onnx").write_bytes(b""),
         lambda folder: (folder / "labels.txt").unlink(),
-        lambda folder: flip_bit(folder / FILE),
+        lambda folder: flip_a_bit(folder / FILE),
         lambda folder: (folder / FILE).unlink(),
     ],
     ids=["model", "card", "added version", "removed file", "signature", "no signature"],
