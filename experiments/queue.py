@@ -83,9 +83,15 @@ def start_workers(jobs: int) -> None:
         raise UserError(f"`{' '.join(command)}`: expected exit status 0, got another; run it to see why")
 
 
-def read_experiments() -> dict[str, Experiment]:
-    """Return the experiments that start from the last commit, by name."""
-    _, commit = json.loads(call("dvc", "exp", "show", "--json"))
+def read_experiments(attempts: int = 3) -> dict[str, Experiment]:
+    """Return the experiments that start from the last commit, by name. Raises UserError if DVC fails."""
+    try:
+        _, commit = json.loads(call("dvc", "exp", "show", "--json"))
+    except UserError:  # DVC fails if an experiment ends, and its folder is removed, while DVC reads it
+        if attempts == 1:
+            raise
+        time.sleep(POLL_SECONDS)
+        return read_experiments(attempts - 1)
     return {each["name"]: parse_experiment(each) for each in commit["experiments"] or []}
 
 
@@ -114,5 +120,6 @@ def call(*command: str) -> str:
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or [""]
-        raise UserError(f"`{' '.join(command)}`: expected exit status 0, got {ended.returncode}: {lines[0]}")
+        line = next((line for line in lines if line.startswith("ERROR")), lines[0])  # DVC's warnings come first
+        raise UserError(f"`{' '.join(command)}`: expected exit status 0, got {ended.returncode}: {line}")
     return ended.stdout

@@ -34,7 +34,13 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.seeds", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="stage to run, such as evaluate@fnn; default: all")
     parser.add_argument(
-        "-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="a change, as for dvc exp run"
+        "-S",
+        "--set-param",
+        type=parse_change,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a change, as for dvc exp run",
     )
     parser.add_argument(
         "--seeds", type=parse_seeds, default=SEEDS, metavar="N,N,…", help="at least two; default: 0,1,2,3,4"
@@ -48,6 +54,13 @@ def parse_seeds(text: str) -> list[int]:
     if len(seeds) < 2 or len(seeds) != len(text.split(",")):
         raise argparse.ArgumentTypeError(f"expected two or more different integers >= 0, with commas, got {text!r}")
     return sorted(seeds)
+
+
+def parse_change(text: str) -> str:
+    """Return a change from the command line. Raises ArgumentTypeError if it changes what every experiment sets."""
+    if text.partition("=")[0] in ("seed", "threads"):
+        raise argparse.ArgumentTypeError(f"expected a parameter other than seed and threads, got {text!r}; see --seeds")
+    return text
 
 
 def compare(changes: Sequence[str], targets: Sequence[str], seeds: Sequence[int]) -> str:

@@ -1,14 +1,15 @@
 """Search for hyperparameters."""
 
 import contextlib
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
 
@@ -133,16 +134,24 @@ def test_parameters_are_written_without_any_other_change(project):
     assert all("# peak of the one-cycle schedule" in line for line in changed[:2])
 
 
-def start_worker(folder: Path, *options: str) -> subprocess.Popen:
+@contextlib.contextmanager
+def worker(folder: Path, log: Path, *options: str) -> Iterator[subprocess.Popen]:
+    """Run a worker, which writes its output into a file; kill it at the end."""
     command = [sys.executable, "-m", "experiments.search", *options]
-    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
     """Return the trials of the only study in the folder's storage, if there is one yet."""
-    storage = f"sqlite:///{folder}/search.db"
     with contextlib.suppress(Exception):  # while a worker creates it
-        (name,) = optuna.get_all_study_names(storage) if (folder / "search.db").exists() else []
+        storage = RDBStorage(f"sqlite:///{folder}/search.db", skip_compatibility_check=True, skip_table_creation=True)
+        (name,) = optuna.get_all_study_names(storage)
         return optuna.load_study(study_name=name, storage=storage).trials
     return []
 
@@ -151,11 +160,14 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 @pytest.mark.timeout(600)  # seconds: trainings take minutes on two busy cores
 def test_two_workers_share_a_search_and_one_takes_the_trial_of_the_other_that_is_killed(project, change_search):
     change_search({RATE: {"low": 0.1, "high": 1.0}, "recipes.default.fnn.epochs": {"choices": [150]}})
-    workers = [start_worker(project, "--trials", "10") for _ in range(2)]
-    wait_until(lambda: sum(trial.state is TrialState.RUNNING for trial in trials(project)) == 2)
-    workers[0].send_signal(signal.SIGKILL)
-    output, _ = workers[1].communicate(timeout=300)
-    assert workers[1].returncode == 0, output
+    logs = [project / f"worker-{number}.log" for number in range(2)]
+    with (
+        worker(project, logs[0], "--trials", "20") as killed_worker,
+        worker(project, logs[1], "--trials", "20") as other,
+    ):
+        wait_until(lambda: sum(trial.state is TrialState.RUNNING for trial in trials(project)) == 2)
+        killed_worker.kill()
+        assert other.wait(timeout=300) == 0, logs[1].read_text()
     found = trials(project)
     states = [trial.state for trial in found]
     assert states.count(TrialState.FAIL) == 1

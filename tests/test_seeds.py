@@ -45,6 +45,13 @@ def test_invalid_seeds_are_refused(project, text):
     assert "expected two or more different integers >= 0, with commas" in ended.stderr
 
 
+@pytest.mark.parametrize("change", ["seed=3", "threads=2"])
+def test_changes_of_what_every_experiment_sets_are_refused(project, change):
+    ended = run_seeds(project, "-S", change)
+    assert ended.returncode == 2
+    assert f"expected a parameter other than seed and threads, got '{change}'" in ended.stderr
+
+
 def test_uncommitted_changes_are_refused(project):
     with (project / "params.yaml").open("a") as file:
         file.write("\n")
