@@ -57,5 +57,5 @@ def fit_from_scratch(network: nn.Module, data: TrainingData, recipe: Recipe, see
 def evaluate_accuracy(network: nn.Module, data: Data) -> float:
     """Return the network's accuracy on the test set."""
     test = dataset.load_test_set(data)
-    logits = networks.predict_logits(network, test.images)
-    return float(evaluate.classification_metrics(logits, test.labels)["accuracy"])
+    logits = networks.predict_logits(network, test.images.to(next(network.parameters()).device))
+    return float(evaluate.classification_metrics(logits.cpu(), test.labels)["accuracy"])
