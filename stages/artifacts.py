@@ -124,6 +124,16 @@ def model_card(model: str) -> Path:
     return MODEL_REPOSITORY / model / "README.md"
 
 
+def bom(model: str) -> Path:
+    """Return the bill of materials."""
+    return MODEL_REPOSITORY / model / "bom.cdx.json"
+
+
+def signature(model: str) -> Path:
+    """Return the detached signature of the model's folder, which a release makes, and no stage."""
+    return MODEL_REPOSITORY / model / "model.sig"
+
+
 def int8_name(model: str) -> str:
     """Return the name of the model's int8 variant."""
     return f"{model}_int8"
@@ -137,7 +147,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     `path` at all. What a killed process left at the temporary path is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = temporary_path(path)
     remove(temporary)
     try:
         yield temporary
@@ -146,6 +156,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         remove(temporary)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the path at which atomic_write writes."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def remove(path: Path) -> None:

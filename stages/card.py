@@ -1,4 +1,7 @@
-"""Write the model cards of one model and of its int8 variant, in the layout of Hugging Face's model cards."""
+"""Write the model cards and bills of materials of one model and of its int8 variant.
+
+The cards have the layout of Hugging Face's.
+"""
 
 import json
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import Any
 import onnx
 from jinja2 import Environment, StrictUndefined
 
-from stages import artifacts, command, model_repository, params
+from stages import artifacts, bom, command, model_repository, params
 from stages.params import Architecture, PerturbationLimits
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -15,7 +18,7 @@ ENVIRONMENT = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_bl
 
 
 def main(model: str) -> None:
-    """Write the model cards of MODEL and of its int8 variant into their folders in the model repository."""
+    """Write the model cards and bills of materials of MODEL and its int8 variant into the model repository."""
     parameters = params.load_params(model)
     evaluation = artifacts.read_json(artifacts.evaluation(model))
     verification = artifacts.read_json(artifacts.verification(model))
@@ -34,7 +37,7 @@ def main(model: str) -> None:
 
 
 def write_card(name: str, facts: dict[str, Any]) -> None:
-    """Render the template with the facts, and with the properties of the model's files."""
+    """Render the template with the facts and the properties of the model's files, and write the bill of materials."""
     file = artifacts.require_file(artifacts.onnx(name))
     onnx_model, accuracies = onnx.load(file), facts["results"]["perturbed_accuracy"]
     metadata = model_repository.read_metadata(onnx_model)
@@ -53,6 +56,7 @@ def write_card(name: str, facts: dict[str, Any]) -> None:
     )
     artifacts.write_text(artifacts.model_card(name), card)
     print(artifacts.model_card(name))
+    bom.write_bom(name, facts, metadata)
 
 
 def describe_layers(architecture: Architecture, class_count: int) -> str:

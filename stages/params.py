@@ -86,6 +86,7 @@ class Data(Section):
     """The data set: where it comes from, its digests and its classes."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
+    license: Annotated[str, Field(min_length=1, max_length=64)]
     sources: Annotated[list[Source], Field(min_length=1)]
     sha256: Annotated[dict[str, Sha256], Field(json_schema_extra=EVERY_DATA_FILE)]
     classes: Annotated[list[ClassName], Field(min_length=2, max_length=256, json_schema_extra=UNIQUE)]

@@ -82,10 +82,11 @@ def train(model: str, parameters: Params, is_preempted: Callable[[], bool]) -> N
         live.end()
         calibration = calibrate(network, data.validation, parameters.labelled_fraction)
         artifacts.write_json(folder / artifacts.calibration(model).name, calibration)
-        artifacts.write_json(folder / artifacts.training_environment(model).name, devices.environment(device, dtype))
-    hardware = f"{device.type}, in {str(dtype).removeprefix('torch.')}"
-    if recipe.precision == "bfloat16" and dtype is torch.float32:
-        hardware += " because it has no bfloat16"
+        environment = devices.environment(device, dtype)
+        artifacts.write_json(folder / artifacts.training_environment(model).name, environment)
+    hardware = f"{device.type}, in {environment['precision']}"
+    if environment["precision"] != recipe.precision:
+        hardware += f" because it has no {recipe.precision}"
     print(f"{model}: trained in {time.perf_counter() - start:.1f} s on {hardware}")
     print("  ".join(f"{name} {value:.3f}" for name, value in calibration.items()))
 

@@ -1,7 +1,4 @@
-import contextlib
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -9,25 +6,11 @@ from ruamel.yaml import YAML
 from stages import artifacts, card, evaluate, params, verify, verify_int8
 
 
-@pytest.fixture(scope="module")
-def evaluated(models_folder, tmp_path_factory) -> Path:
-    """A folder with the model cards of cnn and of its int8 variant, and the results that they are written from."""
-    folder = shutil.copytree(models_folder, tmp_path_factory.mktemp("cards") / "models")
-    with contextlib.chdir(folder):
-        write_cards("cnn")
-    return folder
-
-
 @pytest.fixture
-def cards(evaluated, monkeypatch) -> dict[str, str]:
+def cards(built, monkeypatch) -> dict[str, str]:
     """The model cards of cnn and of its int8 variant, by name; the current folder is theirs."""
-    monkeypatch.chdir(evaluated)
+    monkeypatch.chdir(built)
     return {name: artifacts.model_card(name).read_text() for name in ("cnn", "cnn_int8")}
-
-
-def write_cards(model: str) -> None:
-    for stage in (evaluate, verify, verify_int8, card):
-        stage.main(model)
 
 
 def front_matter(text: str) -> dict:
@@ -71,7 +54,8 @@ def test_a_model_card_states_recipe_and_digests(cards):
 
 def test_special_characters_of_yaml_in_names_are_quoted(models, change):
     change({"data.name": "a: [b]", "license": "#1: 'x'", "perturbations": {}})
-    write_cards("fnn")
+    for stage in (evaluate, verify, verify_int8, card):
+        stage.main("fnn")
     metadata = front_matter(artifacts.model_card("fnn").read_text())
     assert metadata["license"] == "#1: 'x'"
     assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == "a: [b]"

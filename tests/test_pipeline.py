@@ -43,7 +43,9 @@ def test_every_output_exists_and_small_ones_are_in_git(built):
             artifacts.verification(model),
             artifacts.verification_int8(model),
             artifacts.model_card(model),
+            artifacts.bom(model),
             artifacts.model_card(artifacts.int8_name(model)),
+            artifacts.bom(artifacts.int8_name(model)),
             artifacts.training(model) / "metrics.json",
             artifacts.training_environment(model),
         ):
