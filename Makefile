@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_CUSTOM_COMPILE_COMMAND := make requirements
 
 .PHONY: help repro pipeline test test-slow runtimes serve bench bench-training bench-serving bench-inference \
-	bench-reading ablation reproduce integrity restore requirements repository
+	bench-reading ablation reproduce integrity restore release requirements repository
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ ablation: pipeline ## measure what each part of the recipes contributes
 
 reproduce: .venv/for-pipeline ## run the committed pipeline in a fresh clone and compare its outputs with dvc.lock
 	$(BIN)/python -m checks.reproduce
+
+release: .venv/for-pipeline $(if $(KEY),.venv/for-signing) ## publish the models: verify, sign, push and register them (VERSION=v1.2.0 KEY=key.pem)
+	@$(BIN)/python -m checks.release "$(VERSION)" $(if $(KEY),--key "$(KEY)")
 
 integrity: .venv/for-pipeline ## find outputs and cached files that differ from their digests
 	$(BIN)/python -m checks.integrity

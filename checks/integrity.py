@@ -19,21 +19,27 @@ from stages import command
 
 def main() -> None:
     """Print a line for each damaged file, and exit with 1 if there is one."""
-    locked = lock.locked_digests()
-    present = {path: digest for (_, path), digest in locked.items() if Path(path).exists()}
-    damaged = [path for path, digest in present.items() if md5(path) != digest]
-    cached = list(Path(Repo().cache.local.path).glob("??/*"))
-    damaged += [str(file) for file in cached if not matches_name(file)]
+    damaged, summary = find_damage()
     for path in damaged:
         print(f"{path}: expected the recorded digest, got another: the file is corrupt", file=sys.stderr)
-    missing = f"; {len(locked) - len(present)} outputs are missing" if len(present) < len(locked) else ""
     if damaged:
         print(
             "remove these files; then `dvc checkout` restores outputs, `dvc pull` or `dvc repro` the cache",
             file=sys.stderr,
         )
-    print(f"{len(present)} outputs and {len(cached)} cached files hashed, {len(damaged)} damaged{missing}")
+    print(summary)
     sys.exit(bool(damaged))
+
+
+def find_damage() -> tuple[list[str], str]:
+    """Return the outputs and cached files that do not match their digests, and how many were hashed, as a sentence."""
+    locked = lock.locked_digests()
+    present = {path: digest for (_, path), digest in locked.items() if Path(path).exists()}
+    damaged = [path for path, digest in present.items() if md5(path) != digest]
+    cached = list(Path(Repo().cache.local.path).glob("??/*"))
+    damaged += [str(file) for file in cached if not matches_name(file)]
+    missing = f"; {len(locked) - len(present)} outputs are missing" if len(present) < len(locked) else ""
+    return damaged, f"{len(present)} outputs and {len(cached)} cached files hashed, {len(damaged)} damaged{missing}"
 
 
 def md5(path: str) -> str | None:

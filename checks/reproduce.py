@@ -5,8 +5,6 @@ outputs differ that depend on weights, as on another type of processor, and each
 that the commit records; with 1 otherwise.
 """
 
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from checks import lock
+from checks.process import run
 from stages import artifacts, command
-from stages.errors import UserError
 
 EQUAL, FAILED, CLOSE = 0, 1, 3
 WITHOUT_WEIGHTS = {artifacts.triton_config("").name, artifacts.labels("").name}  # files that no weight influences
@@ -44,13 +42,6 @@ def main() -> None:
         reproduced = read_results(clone)
     print(comparison_table(locked, reproduced))
     sys.exit(exit_status(locked, reproduced))
-
-
-def run(*arguments: str, folder: Path = Path(), **environment: str) -> None:
-    """Run a command with its output shown. Raises UserError if it fails."""
-    status = subprocess.run(arguments, cwd=folder, env=os.environ | environment).returncode
-    if status:
-        raise UserError(f"`{' '.join(arguments)}`: expected exit status 0, got {status}")
 
 
 def read_results(clone: Path) -> Results:

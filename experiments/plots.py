@@ -4,7 +4,7 @@ from pathlib import Path
 
 import vl_convert
 
-from experiments.queue import call
+from checks.process import capture
 from stages import artifacts, command
 
 TEMPLATE = Path("build/plots.html")
@@ -29,7 +29,7 @@ def main() -> None:
     """Write the template of `dvc plots show`, and name it in DVC's local configuration."""
     artifacts.write_text(TEMPLATE, PAGE % vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", VEGA_LITE))
     path = Path("..") / TEMPLATE  # relative to .dvc
-    call("dvc", "config", "--quiet", "--local", "plots.html_template", str(path))
+    capture("dvc", "config", "--quiet", "--local", "plots.html_template", str(path))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from checks.process import capture
 from stages.errors import UserError
 
 POLL_SECONDS = 3.0
@@ -36,16 +37,16 @@ def run_missing(commands: dict[str, list[str]], jobs: int) -> dict[str, Experime
     # DVC takes those for running whose process has ended without it, such as before the machine was restarted.
     aborted = [name for name, each in found.items() if each.state == RUNNING and not is_alive(each.process)]
     for name in aborted:
-        call("dvc", "queue", "kill", name)
+        capture("dvc", "queue", "kill", name)
     failed = [name for name in commands if name in found and (name in aborted or found[name].state == FAILED)]
     if failed:
-        call("dvc", "queue", "remove", *failed)
+        capture("dvc", "queue", "remove", *failed)
     missing = [name for name in commands if name not in found or name in failed]
     for name in tqdm(missing, desc="queue", leave=False, disable=None):
-        call("dvc", "exp", "run", "--queue", "--name", name, *commands[name])
+        capture("dvc", "exp", "run", "--queue", "--name", name, *commands[name])
     found = wait_until_finished(commands, jobs)
     if failed := [name for name in commands if name not in found or found[name].state == FAILED]:
-        reason = call("dvc", "queue", "logs", failed[0]).partition("\nERROR: ")[0].splitlines()[-1]
+        reason = capture("dvc", "queue", "logs", failed[0]).partition("\nERROR: ")[0].splitlines()[-1]
         raise UserError(f"{failed[0]}: {reason} (`dvc queue logs {failed[0]}`)")
     return {name: found[name] for name in commands}
 
@@ -69,7 +70,7 @@ def wait_until_finished(names: Collection[str], jobs: int) -> dict[str, Experime
                     start_workers(jobs)
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        call("dvc", "queue", "stop", "--kill")
+        capture("dvc", "queue", "stop", "--kill")
         raise
 
 
@@ -86,7 +87,7 @@ def start_workers(jobs: int) -> None:
 def read_experiments(attempts: int = 3) -> dict[str, Experiment]:
     """Return the experiments that start from the last commit, by name. Raises UserError if DVC fails."""
     try:
-        _, commit = json.loads(call("dvc", "exp", "show", "--json"))
+        _, commit = json.loads(capture("dvc", "exp", "show", "--json"))
     except UserError:  # DVC fails if an experiment ends, and its folder is removed, while DVC reads it
         if attempts == 1:
             raise
@@ -113,13 +114,3 @@ def is_alive(process: int | None) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def call(*command: str) -> str:
-    """Return the output of a command. Raises UserError if it fails."""
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or [""]
-        line = next((line for line in lines if line.startswith("ERROR")), lines[0])  # DVC's warnings come first
-        raise UserError(f"`{' '.join(command)}`: expected exit status 0, got {ended.returncode}: {line}")
-    return ended.stdout

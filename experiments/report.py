@@ -6,8 +6,8 @@ from typing import Any
 
 import vl_convert
 
+from checks.process import capture
 from experiments.plots import VEGA_LITE
-from experiments.queue import call
 from stages import artifacts, command
 
 FOLDER = Path("build/report")
@@ -17,8 +17,8 @@ REPORT = "report.md"
 def main(revision: str) -> None:
     """Write build/report/report.md, which compares the workspace with a git REVISION, and its pictures."""
     with artifacts.atomic_write(FOLDER) as folder:
-        plots = json.loads(call("dvc", "plots", "diff", revision, "--json", "--out", str(folder)))["data"]
-        metrics = call("dvc", "metrics", "diff", "--md", revision) or "No metric differs.\n"
+        plots = json.loads(capture("dvc", "plots", "diff", revision, "--json", "--out", str(folder)))["data"]
+        metrics = capture("dvc", "metrics", "diff", "--md", revision) or "No metric differs.\n"
         lines = [f"# Compared with {revision}\n", metrics]
         for name, versions in plots.items():
             for version in versions:

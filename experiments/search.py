@@ -16,7 +16,7 @@ from pathlib import Path
 
 import optuna
 from optuna import Study, Trial, TrialPruned
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -107,7 +107,7 @@ def connect(url: str, attempts: int = 3) -> RDBStorage:
     retry = RetryHeartbeatStaleTrialCallback()
     try:
         return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, heartbeat_stale_trial_callback=retry)
-    except (ImportError, SQLAlchemyError) as error:
+    except (ImportError, SQLAlchemyError, StorageInternalError) as error:
         if attempts == 1:
             raise UserError(f"storage: expected the URL of a database, got {url}: {one_line(error)}") from error
     time.sleep(1)  # another worker may have been creating the tables

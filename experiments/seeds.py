@@ -16,7 +16,8 @@ import joblib
 from scipy import stats
 
 from checks import lock
-from experiments.queue import call, run_missing
+from checks.process import capture
+from experiments.queue import run_missing
 from stages import artifacts, command
 from stages.errors import UserError
 
@@ -70,7 +71,7 @@ def compare(changes: Sequence[str], targets: Sequence[str], seeds: Sequence[int]
     experiment fails.
     """
     inputs = [".", f":!{artifacts.ROOT}", f":!{lock.FILE}"]
-    if status := call("git", "status", "--porcelain", "--untracked-files=no", "--", *inputs).splitlines():
+    if status := capture("git", "status", "--porcelain", "--untracked-files=no", "--", *inputs).splitlines():
         files = ", ".join(line[3:] for line in status)
         raise UserError(f"workspace: expected the last commit, got changes of {files}")
     variants = [[], [*changes]] if changes else [[]]
@@ -93,13 +94,13 @@ def experiment_name(changes: Sequence[str], targets: Sequence[str], seed: int) -
 def read_metrics(revision: str) -> Metrics:
     """Return the metrics of every model: on the validation split, with the prefix val_, and on the test set."""
     metrics: Metrics = {}
-    for file in map(Path, call("git", "ls-tree", "-r", "--name-only", revision, f"{artifacts.ROOT}/").splitlines()):
+    for file in map(Path, capture("git", "ls-tree", "-r", "--name-only", revision, f"{artifacts.ROOT}/").splitlines()):
         if file.match(str(artifacts.training("*") / "metrics.json")):
-            epoch = json.loads(call("git", "show", f"{revision}:{file}"))
+            epoch = json.loads(capture("git", "show", f"{revision}:{file}"))
             model = file.relative_to(artifacts.ROOT).parts[0]
             metrics |= {f"{model}.{name}": epoch[name] for name in ("val_accuracy", "val_loss")}
         elif file.match(str(artifacts.metrics("*"))) or file.match(str(artifacts.metrics_int8("*"))):
-            for model, values in json.loads(call("git", "show", f"{revision}:{file}")).items():
+            for model, values in json.loads(capture("git", "show", f"{revision}:{file}")).items():
                 metrics |= {f"{model}.{name}": value for name, value in values.items()}
     return metrics
 

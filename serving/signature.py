@@ -18,7 +18,7 @@ def verify_signature(folder: Path, public_key: Path) -> None:
     Raises StartError if not, or if there is no signature.
     """
     signature = folder / FILE
-    files = hashing.Config().set_ignored_paths(paths=[signature])
+    files = hashing.Config().set_ignored_paths(paths=[FILE])
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
         verifier.set_hashing_config(files).verify(folder, signature)

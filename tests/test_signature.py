@@ -44,9 +44,11 @@ def repository(tmp_path, models_folder, keys) -> Path:
     return tmp_path / "repository"
 
 
-def test_the_official_command_and_the_server_accept_a_signed_model(repository, keys):
+def test_the_official_command_and_the_server_accept_a_signed_model(repository, keys, monkeypatch):
     assert model_signing("verify", repository / "cnn", "--public_key", str(keys[1])).returncode == 0
     verify_signature(repository / "cnn", keys[1])
+    monkeypatch.chdir(repository)
+    verify_signature(Path("cnn"), keys[1])
 
 
 @pytest.mark.parametrize(
