@@ -6,19 +6,18 @@ https://cyclonedx.org/docs/1.6/json/
 import json
 from typing import Any
 
+import onnx
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from stages import artifacts
+from stages import artifacts, model_repository
 
 SPEC_VERSION = "1.6"
 Json = dict[str, Any]
 
 
-def write_bom(name: str, facts: Json, metadata: dict[str, str]) -> None:
-    """Write a model's bill of materials: data set, frameworks, recipe, metrics and digests.
-
-    `facts` are those of the model card, and `metadata` are the metadata_props of the ONNX file.
-    """
+def write_bom(name: str, facts: Json) -> None:
+    """Write a model's bill of materials from the facts of its card: data set, frameworks, recipe, metrics, digests."""
+    metadata = model_repository.read_metadata(onnx.load(artifacts.require_file(artifacts.onnx(name))))
     data = facts["data"]
     data_set: Json = {
         "type": "data",

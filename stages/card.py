@@ -32,12 +32,17 @@ def main(model: str) -> None:
         "max_entropy": evaluation["max_entropy"],
         "labelled_fraction": evaluation["labelled_fraction"],
     }
-    write_card(model, facts | {"results": evaluation, "verification": verification, "is_int8": False})
-    write_card(artifacts.int8_name(model), facts | {"results": int8, "float32": evaluation, "is_int8": True})
+    variants = {
+        model: {"results": evaluation, "verification": verification, "is_int8": False},
+        artifacts.int8_name(model): {"results": int8, "float32": evaluation, "is_int8": True},
+    }
+    for name, results in variants.items():
+        write_card(name, facts | results)
+        bom.write_bom(name, facts | results)
 
 
 def write_card(name: str, facts: dict[str, Any]) -> None:
-    """Render the template with the facts and the properties of the model's files, and write the bill of materials."""
+    """Render the template with the facts, and with the properties of the model's files."""
     file = artifacts.require_file(artifacts.onnx(name))
     onnx_model, accuracies = onnx.load(file), facts["results"]["perturbed_accuracy"]
     metadata = model_repository.read_metadata(onnx_model)
@@ -56,7 +61,6 @@ def write_card(name: str, facts: dict[str, Any]) -> None:
     )
     artifacts.write_text(artifacts.model_card(name), card)
     print(artifacts.model_card(name))
-    bom.write_bom(name, facts, metadata)
 
 
 def describe_layers(architecture: Architecture, class_count: int) -> str:
