@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from model_signing import hashing, signing
+from model_signing import signing
 
 from serving.errors import StartError
-from serving.signature import verify_signature
+from serving.signature import SignedFiles, signed_reader
 from stages import artifacts
 from stages.errors import UserError, one_line
 
@@ -17,9 +17,8 @@ from stages.errors import UserError, one_line
 def sign(model: str, private_key: Path) -> None:
     """Sign all files in a model's folder. Raises UserError if the key cannot be used."""
     signature = artifacts.signature(model)
-    files = hashing.Config().set_ignored_paths(paths=[signature.name])
     with artifacts.atomic_write(signature) as path:
-        create_signer(private_key).set_hashing_config(files).sign(signature.parent, path)
+        create_signer(private_key).set_hashing_config(SignedFiles()).sign(signature.parent, path)
 
 
 def unsigned_models(models: list[str], private_key: Path) -> list[str]:
@@ -33,7 +32,9 @@ def create_signer(private_key: Path) -> signing.Config:
     """Return a signer. Raises UserError if the file is not a private key that it can use."""
     try:
         return signing.Config().use_elliptic_key_signer(private_key=private_key)
-    except (AttributeError, TypeError, ValueError) as error:  # the first if it is another kind of key
+    except OSError:
+        raise
+    except Exception as error:  # of several libraries
         expected = "an unencrypted private key in PEM, of the curve P-256, P-384 or P-521"
         raise UserError(f"{private_key}: expected {expected}, got: {one_line(error)}") from error
 
@@ -51,7 +52,7 @@ def public_key(private_key: Path) -> Iterator[Path]:
 def is_signed(model: str, key: Path) -> bool:
     """Return whether a model has a valid signature by the owner of this public key."""
     try:
-        verify_signature(artifacts.signature(model).parent, key)
+        signed_reader(artifacts.signature(model).parent, key)
     except StartError:
         return False
     return True

@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from serving.connection import Connection
 from serving.errors import StartError
 from serving.guard import LOOPBACK_HOSTS
 from serving.limits import HANDSHAKE_SECONDS, Limits
-from serving.repository import MODES, Repository
+from serving.repository import MODES, Repository, Verify
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
@@ -154,16 +153,20 @@ def listen(host: str, port: int) -> socket.socket:
         raise StartError(f"HTTP: expected a free address, got {host}:{port}: {error.strerror}") from error
 
 
-def signature_verifier(public_key: Path | None) -> Callable[[Path], None] | None:
-    """Return a function that verifies a model's signature, if there is a key. Raises StartError without the library."""
+def signature_verifier(public_key: Path | None) -> Verify | None:
+    """Return a function that verifies a model's signature, if there is a key.
+
+    Raises StartError without the library, or if the key cannot be used.
+    """
     if public_key is None:
         return None
     try:
-        from serving.signature import verify_signature
+        from serving.signature import create_verifier, signed_reader
     except ImportError as error:
         raise StartError(f"--public-key: expected the packages of the extra `signing`, got: {error}") from error
-    models.read_bytes(public_key)  # so that a key that is missing is no fault of the models
-    return partial(verify_signature, public_key=public_key)
+    models.read_bytes(public_key)
+    create_verifier(public_key)  # so that the key's fault is not reported as the models'
+    return lambda folder, read_file: signed_reader(folder, public_key, read_file)
 
 
 async def wait_for_signal(server: uvicorn.Server, running: asyncio.Task[None]) -> None:

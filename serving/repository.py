@@ -15,6 +15,7 @@ from serving.models import ReadFile, is_version, load_versions, model_names, rea
 
 MODES = ("none", "poll", "explicit")
 UNLOADED = "unloaded"  # the reason of a model that a request has unloaded
+Verify = Callable[[Path, ReadFile], ReadFile]
 Fingerprint = frozenset[tuple[str, int, int, int]]  # path, size in bytes, and times in ns of each file
 
 
@@ -39,14 +40,14 @@ class Repository:
         executor: Executor,
         mode: str = "none",
         lock: Path | None = None,
-        verify: Callable[[Path], None] | None = None,
+        verify: Verify | None = None,
         strict_readiness: bool = False,
     ):
         """Prepare an empty repository.
 
         `lock` is a dvc.lock whose digests the files must have when they are loaded. `verify` raises StartError if a
-        model's folder may not be loaded. With `strict_readiness`, the server is ready only if everything that was to be
-        loaded is.
+        model's folder may not be loaded, and else returns the function that reads its files. With `strict_readiness`,
+        the server is ready only if everything that was to be loaded is.
         """
         self.folder = folder
         self.executor = executor
@@ -188,9 +189,10 @@ class Repository:
         try:
             if not files:
                 raise StartError(f"{self.folder / name}: expected a model, got nothing")
+            read_file = read_file or self.reader()
             if self.verify:
-                self.verify(self.folder / name)
-            versions = load_versions(self.folder / name, read_file or self.reader())
+                read_file = self.verify(self.folder / name, read_file)
+            versions = load_versions(self.folder / name, read_file)
             return files, [Batcher(model, self.executor) for model in versions]
         except StartError as error:
             return files, error
