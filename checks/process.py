@@ -16,7 +16,8 @@ def run(*command: str, folder: Path = Path(), **environment: str) -> None:
 
 def capture(*command: str) -> str:
     """Return the output of a command. Raises UserError if it fails."""
-    ended = subprocess.run(command, capture_output=True, text=True)
+    # A file name may be no UTF-8.
+    ended = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape")
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or [""]
         line = next((line for line in lines if line.startswith("ERROR")), lines[0])  # DVC's warnings come first

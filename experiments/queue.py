@@ -1,6 +1,8 @@
 """DVC's experiment queue: runs experiments in parallel, and reads their states."""
 
+import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from checks.process import capture
 from stages.errors import UserError
 
 POLL_SECONDS = 3.0
+WORKER_START_SECONDS = 60.0
 QUEUED, RUNNING, SUCCESS, FAILED = "queued", "running", "success", "failed"  # states, as DVC names them
 
 
@@ -56,22 +59,38 @@ def wait_until_finished(names: Collection[str], jobs: int) -> dict[str, Experime
 
     Ctrl-C stops the workers.
     """
+    shown, started = 0, -math.inf
     try:
         with tqdm(total=len(names), unit="experiment", disable=None) as progress:
             while True:
                 found = read_experiments()
                 states = [found[name].state if name in found else FAILED for name in names]
-                if (finished := states.count(SUCCESS)) > progress.n:
+                if (finished := states.count(SUCCESS)) > shown:
                     tqdm.write(f"{finished} of {len(names)} experiments finished", file=sys.stderr)
-                    progress.update(finished - progress.n)
+                    progress.update(finished - shown)
+                    shown = finished
                 if finished == len(names) or FAILED in states:
                     return found
-                if QUEUED in states:
+                # DVC starts more than `jobs` workers if it is asked again before the first ones have begun.
+                if QUEUED in states and RUNNING not in states and time.monotonic() > started + WORKER_START_SECONDS:
                     start_workers(jobs)
+                    started = time.monotonic()
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        capture("dvc", "queue", "stop", "--kill")
+        stop(names)
         raise
+
+
+def stop(names: Collection[str]) -> None:
+    """Remove those of these experiments from the queue that have not started, and kill those that run.
+
+    A worker that is killed would take the next experiment while it shuts down, and DVC could not read it any more.
+    """
+    queued = [name for name, each in read_experiments().items() if name in names and each.state == QUEUED]
+    if queued:
+        with contextlib.suppress(UserError):  # one has started meanwhile
+            capture("dvc", "queue", "remove", *queued)
+    capture("dvc", "queue", "stop", "--kill")
 
 
 def start_workers(jobs: int) -> None:
@@ -90,6 +109,7 @@ def read_experiments(attempts: int = 3) -> dict[str, Experiment]:
         _, commit = json.loads(capture("dvc", "exp", "show", "--json"))
     except UserError:  # DVC fails if an experiment ends, and its folder is removed, while DVC reads it
         if attempts == 1:
+            print("if this lasts, `dvc queue stop --kill && dvc queue remove --all` empties the queue", file=sys.stderr)
             raise
         time.sleep(POLL_SECONDS)
         return read_experiments(attempts - 1)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import joblib
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from scipy import stats
 
 from checks import lock
@@ -33,7 +35,13 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.seeds", description=__doc__)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stage to run, such as evaluate@fnn; default: all")
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        type=parse_target,
+        metavar="TARGET",
+        help="stage, such as evaluate@fnn; default: all",
+    )
     parser.add_argument(
         "-S",
         "--set-param",
@@ -58,9 +66,26 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_change(text: str) -> str:
-    """Return a change from the command line. Raises ArgumentTypeError if it changes what every experiment sets."""
-    if text.partition("=")[0] in ("seed", "threads"):
+    """Return a change from the command line, in Hydra's syntax, as DVC reads it.
+
+    Raises ArgumentTypeError if it has several values, or changes what every experiment sets.
+    """
+    key, separator, value = text.partition("=")
+    try:
+        change = OverridesParser.create().parse_override(key.rpartition(":")[2] + separator + value)  # without a file
+    except HydraException as error:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}") from error
+    if change.key_or_group in ("seed", "threads"):
         raise argparse.ArgumentTypeError(f"expected a parameter other than seed and threads, got {text!r}; see --seeds")
+    if change.is_sweep_override():
+        raise argparse.ArgumentTypeError(f"expected one value, got {text!r}; run the command once for each")
+    return text
+
+
+def parse_target(text: str) -> str:
+    """Return the stage in a command-line argument. Raises ArgumentTypeError if it is empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a stage, got ''")
     return text
 
 
@@ -87,7 +112,8 @@ def compare(changes: Sequence[str], targets: Sequence[str], seeds: Sequence[int]
 
 def experiment_name(changes: Sequence[str], targets: Sequence[str], seed: int) -> str:
     """Return the name of the experiment with these changes and this seed."""
-    digest = hashlib.sha256(json.dumps([sorted(changes), sorted(targets)]).encode()).hexdigest()
+    ordered = sorted(changes, key=lambda change: change.partition("=")[0])  # of the same key, the last one counts
+    digest = hashlib.sha256(json.dumps([ordered, sorted(targets)]).encode()).hexdigest()
     return f"{'changed' if changes else 'committed'}-{digest[:8]}-seed-{seed}"
 
 

@@ -1,13 +1,15 @@
 """Comparison of parameters over seeds, as DVC experiments."""
 
+import signal
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 
 from experiments import seeds
-from tests.conftest import call, environment
+from tests.conftest import call, environment, wait_until
 
 
 def test_the_difference_is_paired_by_seed_and_has_a_confidence_interval():
@@ -45,11 +47,36 @@ def test_invalid_seeds_are_refused(project, text):
     assert "expected two or more different integers >= 0, with commas" in ended.stderr
 
 
-@pytest.mark.parametrize("change", ["seed=3", "threads=2"])
-def test_changes_of_what_every_experiment_sets_are_refused(project, change):
+@pytest.mark.parametrize("change", ["seed=3", "threads=2", "++seed=3", "~seed", "params.yaml:seed=3"])
+def test_changes_of_what_every_experiment_sets_are_refused(change):
+    with pytest.raises(ArgumentTypeError, match="expected a parameter other than seed and threads, got "):
+        seeds.parse_change(change)
+
+
+@pytest.mark.parametrize("change", ["recipe=default,fast", "seed_of_another=range(1,3)"])
+def test_a_change_to_several_values_is_refused(change):
+    with pytest.raises(ArgumentTypeError, match="expected one value, got "):
+        seeds.parse_change(change)
+
+
+@pytest.mark.parametrize("change", ["recipe", "recipe = fast", ""])
+def test_a_change_that_hydra_cannot_read_is_refused(project, change):
     ended = run_seeds(project, "-S", change)
     assert ended.returncode == 2
-    assert f"expected a parameter other than seed and threads, got '{change}'" in ended.stderr
+    assert f"expected KEY=VALUE, got {change!r}" in ended.stderr
+
+
+def test_changes_are_passed_on_as_they_are_and_an_empty_target_is_refused():
+    for change in ("models=[fnn,cnn]", "recipes.fast.fnn.momentum=0.5", "params.yaml:recipe=fast", "recipe='fast'"):
+        assert seeds.parse_change(change) == change
+    with pytest.raises(ArgumentTypeError, match="expected a stage, got ''"):
+        seeds.parse_target("")
+
+
+def test_the_name_of_an_experiment_depends_on_what_counts_only():
+    one, other = "recipe=fast", "models=[fnn]"
+    assert seeds.experiment_name([one, other], ["a", "b"], 1) == seeds.experiment_name([other, one], ["b", "a"], 1)
+    assert seeds.experiment_name([one, "recipe=x"], [], 1) != seeds.experiment_name(["recipe=x", one], [], 1)
 
 
 def test_uncommitted_changes_are_refused(project):
@@ -66,6 +93,14 @@ def test_uncommitted_changes_are_refused(project):
 @pytest.mark.timeout(600)  # seconds: trainings take minutes on two busy cores
 def test_missing_experiments_run_in_the_queue_and_those_that_are_there_are_read(project):
     arguments = ("-S", "recipes.default.fnn.epochs=6", "evaluate@fnn")
+    command = [sys.executable, "-m", "experiments.seeds", "--seeds", "5,7", *arguments]
+    with (project.parent / "log").open("w+") as log:  # not a pipe, which DVC's workers would keep open
+        interrupted = subprocess.Popen(command, cwd=project, env=environment(), stdout=log, stderr=log)
+        wait_until(lambda: list((project / ".dvc" / "tmp" / "exps" / "run").glob("*/*.run")))
+        interrupted.send_signal(signal.SIGINT)  # one or two experiments run, the others are queued
+        assert interrupted.wait(timeout=120) == 130
+        log.seek(0)
+        assert log.read().endswith("seeds: interrupted; run the same command again to continue\n")
     first = run_seeds(project, "--seeds", "5,7", *arguments)
     assert first.returncode == 0, first.stderr
     rows = first.stdout.splitlines()[2:]
