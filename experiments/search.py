@@ -23,7 +23,8 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from experiments import space
 from experiments.seeds import SEEDS, compare, parse_seeds
@@ -43,7 +44,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
     search = space.load_search()
     study = open_study(search, options.storage)
-    print(f"study {study.study_name} in {options.storage}")
+    print(f"study {study.study_name} in {hide_password(options.storage)}")
     run_trials(study, search, options.trials)
     print(describe_best(study))
     if options.apply:
@@ -109,9 +110,18 @@ def connect(url: str, attempts: int = 3) -> RDBStorage:
         return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, heartbeat_stale_trial_callback=retry)
     except (ImportError, SQLAlchemyError, StorageInternalError) as error:
         if attempts == 1:
-            raise UserError(f"storage: expected the URL of a database, got {url}: {one_line(error)}") from error
+            message = f"storage: expected the URL of a database, got {hide_password(url)}"
+            raise UserError(f"{message}: {one_line(error)}") from error
     time.sleep(1)  # another worker may have been creating the tables
     return connect(url, attempts - 1)
+
+
+def hide_password(url: str) -> str:
+    """Return a database's URL with *** instead of its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:  # no URL
+        return url
 
 
 def run_trials(study: Study, search: Search, count: int) -> None:
@@ -124,6 +134,7 @@ def run_trials(study: Study, search: Search, count: int) -> None:
             return run_trial(search, committed, trial)
         except KeyboardInterrupt:
             study.enqueue_trial(trial.params)  # for the next worker
+            optuna.logging.set_verbosity(optuna.logging.ERROR)  # no warning with a traceback
             raise
 
     if len(study.get_trials(deepcopy=False, states=FINISHED)) < count:

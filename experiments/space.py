@@ -35,15 +35,21 @@ class Dimension(Section):
             raise ValueError(f"expected choices or low <= high, got low {self.low} and high {self.high}")
         elif self.log and (self.low <= 0 or self.step):
             raise ValueError("expected low > 0 and no step, as log is true")
+        elif self.is_integer() and isinstance(self.step, float):
+            raise ValueError(f"expected an integer step, as low and high are integers, got {self.step}")
         return self
+
+    def is_integer(self) -> bool:
+        """Say whether the parameter has integers from `low` to `high`."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
 
     def suggest(self, trial: Trial, key: str) -> Value:
         """Return a trial's value of the parameter with this key."""
         if self.choices is not None:
             return cast(Value, trial.suggest_categorical(key, self.choices))
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(key, self.low, self.high, step=int(self.step or 1), log=self.log)
         assert self.low is not None and self.high is not None
+        if self.is_integer():
+            return trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
 
     def contains(self, value: object) -> bool:
@@ -70,9 +76,12 @@ class Search(Section):
 def load_search() -> Search:
     """Read search.yaml. Raises UserError with a line for each mistake, or if params.yaml does not allow a value."""
     search = params.validate(Search, params.read_yaml(FILE), FILE)
-    params.load_params(search.model)
+    recipe = params.load_params(search.model).recipe
     committed = params.read_yaml(params.FILE)
+    sections = (f"recipes.{recipe}.{search.model}", f"networks.{search.model}")  # on which the training depends
     for key, dimension in search.space.items():
+        if not key.startswith(tuple(f"{section}." for section in sections)):
+            raise UserError(f"{FILE}: space.{key}: expected a key of {' or '.join(sections)}")
         for value in dimension.extremes():
             try:
                 change_params(committed, {key: value})

@@ -66,9 +66,18 @@ RATE = "recipes.default.fnn.learning_rate"
             "search.yaml: space.recipes.default.fnn.lr: params.yaml: recipes.default.fnn: expected the keys epochs, ",
         ),
         (
-            {"space": {"recipes.other.fnn.epochs": {"choices": [1]}}},
-            "params.yaml: expected a section recipes.other.fnn, got none",
+            {"space": {"recipes.default.fnn.epochs": {"low": 1, "high": 9, "step": 2.5}}},
+            "expected an integer step, as ",
         ),
+        (
+            {"space": {"recipes.default.fnn.other.epochs": {"choices": [1]}}},
+            "params.yaml: expected a section recipes.default.fnn.other, got none",
+        ),
+        (
+            {"space": {"recipes.fast.fnn.epochs": {"choices": [1]}}},
+            "search.yaml: space.recipes.fast.fnn.epochs: expected a key of recipes.default.fnn or networks.fnn",
+        ),
+        ({"space": {"recipe": {"choices": ["fast"]}}}, "search.yaml: space.recipe: expected a key of recipes.default."),
     ],
 )
 def test_a_mistake_in_the_search_is_named(change_search, entries, error):
@@ -116,6 +125,13 @@ def test_another_space_or_other_parameters_are_another_study(project, change_sea
 def test_a_storage_that_cannot_be_reached_is_a_user_error(url):
     with pytest.raises(UserError, match=f"storage: expected the URL of a database, got {url}: "):
         search.connect(url, attempts=1)
+
+
+def test_a_password_is_not_printed():
+    with pytest.raises(UserError) as caught:
+        search.connect("postgresql://user:s3cret@127.0.0.1:1/database", attempts=1)
+    assert "got postgresql://user:***@127.0.0.1:1/database: " in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_parameters_are_written_without_any_other_change(project):
