@@ -55,7 +55,7 @@ ablation: pipeline ## measure what each part of the recipes contributes
 reproduce: .venv/for-pipeline ## run the committed pipeline in a fresh clone and compare its outputs with dvc.lock
 	$(BIN)/python -m checks.reproduce
 
-release: .venv/for-pipeline $(if $(KEY),.venv/for-signing) ## publish the models: verify, sign, push and register them (VERSION=v1.2.0 KEY=key.pem)
+release: .venv/for-pipeline $(if $(KEY),.venv/for-signing) ## publish the models: verify, sign, push and register them (VERSION=v1.2.0 KEY=../key.pem)
 	@$(BIN)/python -m checks.release "$(VERSION)" $(if $(KEY),--key "$(KEY)")
 
 integrity: .venv/for-pipeline ## find outputs and cached files that differ from their digests

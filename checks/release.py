@@ -6,8 +6,11 @@ pushed to a git remote.
 
 import argparse
 import json
+import shlex
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from dvc.config_schema import RelPath
 from dvc.repo import Repo
 from gto.versions import SemVer
 
@@ -32,13 +35,13 @@ def release(version: str, key: Path | None) -> None:
         raise UserError("DVC remote: expected a default one, got none; `dvc remote add --default NAME URL` adds it")
     models = declared_models()
     tags = {model: f"{model}@{version}" for model in models}
+    check_key(models, key)
     require_committed(models if key else [])
     registered = registered_tags([*tags.values()])
     verify_outputs(models)
     if key:
         sign(models, key, registered)
-    elif signed := [model for model in models if artifacts.signature(model).exists()]:
-        raise UserError(f"{artifacts.signature(signed[0])}: expected a key, or no signature, got a signature only")
+    require_one_version(tags)
     run("dvc", "push")
     for model, tag in tags.items():
         if tag not in registered:
@@ -61,6 +64,14 @@ def declared_models() -> list[str]:
     return sorted(models)
 
 
+def check_key(models: list[str], key: Path | None) -> None:
+    """Raise UserError if the key could be published with the project, or if there is none for signed models."""
+    if key and key.resolve().is_relative_to(Path.cwd()):
+        raise UserError(f"{key}: expected a key outside of the project, so that nobody commits it")
+    if not key and (signed := [model for model in models if artifacts.signature(model).exists()]):
+        raise UserError(f"{artifacts.signature(signed[0])}: expected a key to sign with again, or no signature")
+
+
 def require_committed(signed: list[str]) -> None:
     """Raise UserError if anything is not committed but the signatures of these models."""
     status = capture("git", "status", "--porcelain", "--no-renames", "--untracked-files=all", "-z")
@@ -70,12 +81,22 @@ def require_committed(signed: list[str]) -> None:
 
 
 def registered_tags(tags: list[str]) -> set[str]:
-    """Return those tags that the last commit has. Raises UserError if another commit has one."""
-    existing = set(capture("git", "tag", "--list", *tags).split())
-    here = existing.intersection(capture("git", "tag", "--points-at", "HEAD").split())
-    if elsewhere := sorted(existing - here):
-        raise UserError(f"{elsewhere[0]}: expected a new version, got one of another commit")
-    return here
+    """Return those tags that GTO has given to the last commit. Raises UserError if there is one that it has not."""
+    format = "%(refname:short) %(*objectname)"  # the second is empty for a tag without a message, which GTO ignores
+    commits = dict(line.split(" ") for line in capture("git", "tag", "--list", "--format", format, *tags).splitlines())
+    head = capture("git", "rev-parse", "HEAD").strip()
+    if others := sorted(tag for tag, commit in commits.items() if commit != head):
+        found = "one of another commit" if commits[others[0]] else "a tag that GTO has not made"
+        raise UserError(f"{others[0]}: expected a new version, got {found}")
+    return set(commits)
+
+
+def require_one_version(tags: dict[str, str]) -> None:
+    """Raise UserError if the last commit has other versions of the models, to which GTO would add none."""
+    for tag in capture("git", "tag", "--points-at", "HEAD").split():
+        model = tag.partition("@")[0]
+        if SemVer.is_valid(tag.rpartition("@")[2]) and model in tags and tag != tags[model]:
+            raise UserError(f"{tags[model]}: expected the first version of a commit, got one that is {tag} already")
 
 
 def verify_outputs(models: list[str]) -> None:
@@ -89,11 +110,12 @@ def verify_outputs(models: list[str]) -> None:
     print(summary)
     if changed := json.loads(capture("dvc", "status", "--json")):
         raise UserError(f"{lock.FILE}: expected the outputs of this commit, got changes in {', '.join(changed)}")
-    published = {Path(path) for _, path in lock.locked_digests()}
+    pushed = {Path(out.fs_path).relative_to(Path.cwd()) for out in Repo().index.outs if out.use_cache}
+    published = pushed.union(map(Path, capture("git", "ls-files", "-z").split("\0")))
     for signature in map(artifacts.signature, models):
-        files = {path for path in signature.parent.rglob("*") if path.is_file()}
+        files = {path for path in signature.parent.rglob("*") if path.is_symlink() or not path.is_dir()}
         if others := sorted(files - published - {signature, artifacts.temporary_path(signature)}):
-            raise UserError(f"{others[0]}: expected no file that the pipeline has not written")
+            raise UserError(f"{others[0]}: expected only files that DVC or git publishes, got another")
 
 
 def sign(models: list[str], key: Path, registered: set[str]) -> None:
@@ -107,27 +129,43 @@ def sign(models: list[str], key: Path, registered: set[str]) -> None:
         signing.sign(model, key)
         print(f"signed {model}")
     signatures = [str(artifacts.signature(model)) for model in models]
-    capture("git", "add", "--", *signatures)
+    run("git", "add", "--", *signatures)
     if capture("git", "status", "--porcelain", "--", *signatures):
-        capture("git", "commit", "--message", "Sign the models", "--", *signatures)
+        run("git", "commit", "--quiet", "--message", "Sign the models", "--", *signatures)
 
 
 def next_commands(model: str, version: str, tags: list[str], is_signed: bool) -> str:
     """Return the commands that publish the tags, and those with which anyone fetches a model and verifies it."""
     remotes = capture("git", "remote").split()
-    url = capture("git", "remote", "get-url", remotes[0]).strip() if remotes else str(Path.cwd())
-    lines = ["", "fetch a model:", f"  dvc artifacts get {url} {model} --rev {version} --out {model}"]
+    remote = "origin" if "origin" in remotes else next(iter(remotes), "")
+    url = public_url(remote) if remote and not is_relative_remote() else str(Path.cwd())
+    lines = []
+    if remote:
+        branch = capture("git", "branch", "--show-current").split()  # none if the HEAD is detached
+        lines += ["", "publish the tags:", shlex.join(["git", "push", "--atomic", remote, *branch, *tags])]
+    lines += ["", "fetch a model, with the package dvc:"]
+    if is_relative_remote():
+        lines.append("# from this folder only: the path of the DVC remote is relative to it")
+    lines.append(shlex.join(["dvc", "artifacts", "get", url, model, "--rev", version, "--out", model]))
     if is_signed:
-        signature = Path(model) / artifacts.signature(model).name
-        lines.append(f"  model_signing verify key {model} --public_key key.pub --signature {signature}")
-    if remotes:
-        lines = [
-            "",
-            "publish the commit and its tags:",
-            f"  git push --atomic {remotes[0]} HEAD {' '.join(tags)}",
-            *lines,
-        ]
+        signature = f"{model}/{artifacts.signature(model).name}"
+        verify = ["model_signing", "verify", "key", model, "--public_key", "key.pub", "--signature", signature]
+        lines += ["", "verify it, with the packages model-signing and pyopenssl:", shlex.join(verify)]
     return "\n".join(lines)
+
+
+def public_url(remote: str) -> str:
+    """Return the URL of a git remote, without a user or a password."""
+    url = urlsplit(capture("git", "remote", "get-url", remote).strip())
+    if url.scheme in ("http", "https"):
+        url = url._replace(netloc=url.netloc.rpartition("@")[2])
+    return url.geturl()
+
+
+def is_relative_remote() -> bool:
+    """Return whether the default DVC remote is a folder with a path relative to the project."""
+    config = Repo().config
+    return isinstance(config["remote"][config["core"]["remote"]].get("url"), RelPath)
 
 
 if __name__ == "__main__":

@@ -72,10 +72,12 @@ def test_a_released_version_is_fetched_and_verified_elsewhere(project, tmp_path,
         commit(project)
     ended = make_release(project, VERSION, "--key", str(keys[0]))
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-3:] == [
-        "fetch a model:",
-        f"  dvc artifacts get {project} cnn --rev {VERSION} --out cnn",
-        "  model_signing verify key cnn --public_key key.pub --signature cnn/model.sig",
+    assert ended.stdout.splitlines()[-5:] == [
+        "fetch a model, with the package dvc:",
+        f"dvc artifacts get {project} cnn --rev {VERSION} --out cnn",
+        "",
+        "verify it, with the packages model-signing and pyopenssl:",
+        "model_signing verify key cnn --public_key key.pub --signature cnn/model.sig",
     ]
     head = call(project, "git", "rev-parse", "HEAD")
     again = make_release(project, VERSION, "--key", str(keys[0]))
@@ -121,21 +123,43 @@ def test_a_release_that_was_killed_between_two_signatures_goes_on(project, tmp_p
 
 @pytest.mark.slow
 def test_a_release_without_a_key_is_not_signed(project, tmp_path):
-    call(project, "git", "remote", "add", "origin", "https://example.com/project.git")
+    call(project, "git", "branch", "--move", "main")
+    call(project, "git", "remote", "add", "backup", "../backup")
+    call(project, "git", "remote", "add", "origin", "https://me:secret@example.com/project.git")
     ended = make_release(project, VERSION)
     assert ended.returncode == 0, ended.stderr
     tags = " ".join(f"{name}@{VERSION}" for name in MODELS)
     assert ended.stdout.splitlines()[-5:] == [
-        "publish the commit and its tags:",
-        f"  git push --atomic origin HEAD {tags}",
+        "publish the tags:",
+        f"git push --atomic origin main {tags}",
         "",
-        "fetch a model:",
-        f"  dvc artifacts get https://example.com/project.git cnn --rev {VERSION} --out cnn",
+        "fetch a model, with the package dvc:",
+        f"dvc artifacts get https://example.com/project.git cnn --rev {VERSION} --out cnn",
     ]
     assert not list((project / artifacts.MODEL_REPOSITORY).glob("*/model.sig"))
     export_another_version(project, "cnn")
     commit(project)
     assert refusal(VERSION) == f"cnn@{VERSION}: expected a new version, got one of another commit"
+
+
+def test_a_commit_that_has_another_version_or_a_tag_that_gto_ignores_is_refused(project):
+    call(project, "gto", "register", "fnn", "--version", "v1.1.0")
+    message = f"fnn@{VERSION}: expected the first version of a commit, got one that is fnn@v1.1.0 already"
+    assert refusal(VERSION) == message
+    call(project, "git", "tag", f"cnn@{VERSION}")
+    assert refusal(VERSION) == f"cnn@{VERSION}: expected a new version, got a tag that GTO has not made"
+
+
+def test_a_remote_with_a_relative_path_is_pointed_out(project):
+    call(project, "dvc", "remote", "modify", "storage", "url", "../storage")
+    call(project, "git", "remote", "add", "origin", "https://example.com/project.git")
+    commit(project)
+    ended = make_release(project, VERSION)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-2:] == [
+        "# from this folder only: the path of the DVC remote is relative to it",
+        f"dvc artifacts get {project} cnn --rev {VERSION} --out cnn",
+    ]
 
 
 def test_a_version_that_is_not_semantic_is_refused(project):
@@ -173,14 +197,27 @@ def test_outputs_that_are_missing_or_were_not_made_from_this_commit_are_refused(
 
 def test_a_file_that_would_be_signed_but_not_published_is_refused(project):
     file = artifacts.onnx("cnn").with_name("notes.txt")  # in a folder that git ignores
-    (project / file).write_text("")
-    assert refusal(VERSION) == f"{file}: expected no file that the pipeline has not written"
+    file.symlink_to("nothing")
+    message = "expected only files that DVC or git publishes, got another"
+    assert refusal(VERSION) == f"{file}: {message}"
+    file.unlink()
+    call(project, "git", "rm", "--quiet", "--cached", str(artifacts.bom("cnn")))
+    commit_staged = ("git", "commit", "--quiet", "--message", "x")
+    call(project, *commit_staged)
+    (project / ".git" / "info" / "exclude").write_text("bom.cdx.json\n")
+    assert refusal(VERSION) == f"{artifacts.bom('cnn')}: {message}"
 
 
 def test_a_declared_model_that_is_not_there_is_refused(project):
     shutil.rmtree(project / artifacts.signature("cnn_int8").parent)
     message = "dvc.yaml: artifacts.cnn_int8: expected a model in artifacts/model_repository/cnn_int8, got none"
     assert refusal(VERSION) == message
+
+
+def test_a_key_inside_the_project_is_refused(project):
+    key = Path("key.pem")
+    message = "key.pem: expected a key outside of the project, so that nobody commits it"
+    assert refusal(VERSION, key) == message
 
 
 def test_a_key_that_cannot_sign_is_refused(project, tmp_path):
@@ -197,11 +234,11 @@ def test_a_signature_is_replaced_only_with_a_key_and_in_a_new_version(project, k
     assert make_release(project, VERSION, "--key", str(keys[0])).returncode == 0
     unsigned = make_release(project, "v1.3.0")
     assert unsigned.returncode == 1
-    assert unsigned.stderr.endswith("cnn/model.sig: expected a key, or no signature, got a signature only\n")
+    assert unsigned.stderr.endswith("cnn/model.sig: expected a key to sign with again, or no signature\n")
     other, other_public = create_keys(tmp_path, "other")
     resigned = make_release(project, VERSION, "--key", str(other))
     assert resigned.returncode == 1
-    assert resigned.stderr == f"cnn@{VERSION}: expected a new version, got one that this key has not signed\n"
+    assert resigned.stderr == f"release: cnn@{VERSION}: expected a new version, got one that this key has not signed\n"
     assert make_release(project, "v1.3.0", "--key", str(other)).returncode == 0
     folder = project / artifacts.signature("cnn").parent
     assert model_signing("verify", folder, "--public_key", str(other_public)).returncode == 0
