@@ -82,8 +82,8 @@ def require_committed(signed: list[str]) -> None:
 
 def registered_tags(tags: list[str]) -> set[str]:
     """Return those tags that GTO has given to the last commit. Raises UserError if there is one that it has not."""
-    format = "%(refname:short) %(*objectname)"  # the second is empty for a tag without a message, which GTO ignores
-    commits = dict(line.split(" ") for line in capture("git", "tag", "--list", "--format", format, *tags).splitlines())
+    columns = "%(refname:short) %(*objectname)"  # the second is empty for a tag without a message, which GTO ignores
+    commits = dict(line.split(" ") for line in capture("git", "tag", "--list", "--format", columns, *tags).splitlines())
     head = capture("git", "rev-parse", "HEAD").strip()
     if others := sorted(tag for tag, commit in commits.items() if commit != head):
         found = "one of another commit" if commits[others[0]] else "a tag that GTO has not made"

@@ -29,7 +29,7 @@ from ruamel.yaml import YAML
 
 from checks import results
 from stages import artifacts, params
-from tests.conftest import PROJECT, commit, edit_params, is_ready
+from tests.conftest import PROJECT, call, commit, edit_params, is_ready
 
 README = PROJECT / "README.md"
 PAGES = [README, *sorted((PROJECT / "docs").glob("*.md"))]
@@ -185,6 +185,8 @@ def terminal(page: Path, built: Path, s3_endpoint: str, tmp_path: Path) -> Itera
     folder = shutil.copytree(built, tmp_path / "mnist-pipeline")
     edit_params(folder / "params.yaml", LENIENT)
     link_environment(folder)
+    if page != README:  # whose `make repro` records the edited parameters
+        call(folder, "dvc", "commit", "--force", "check")
     commit(folder)
     opened = Terminal(folder, new_environment(folder, s3_endpoint, activated=page != README))
     opened.run("git init --quiet --bare ../origin.git && git remote add origin ../origin.git && git push")

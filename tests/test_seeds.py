@@ -10,6 +10,7 @@ import pytest
 
 from experiments import seeds
 from tests.conftest import call, environment, wait_until
+from tests.test_checkpoint import accept_sigint
 
 
 def test_the_difference_is_paired_by_seed_and_has_a_confidence_interval():
@@ -95,7 +96,9 @@ def test_missing_experiments_run_in_the_queue_and_those_that_are_there_are_read(
     arguments = ("-S", "recipes.default.fnn.epochs=6", "evaluate@fnn")
     command = [sys.executable, "-m", "experiments.seeds", "--seeds", "5,7", *arguments]
     with (project.parent / "log").open("w+") as log:  # not a pipe, which DVC's workers would keep open
-        interrupted = subprocess.Popen(command, cwd=project, env=environment(), stdout=log, stderr=log)
+        interrupted = subprocess.Popen(
+            command, cwd=project, env=environment(), stdout=log, stderr=log, preexec_fn=accept_sigint
+        )
         wait_until(lambda: list((project / ".dvc" / "tmp" / "exps" / "run").glob("*/*.run")))
         interrupted.send_signal(signal.SIGINT)  # one or two experiments run, the others are queued
         assert interrupted.wait(timeout=120) == 130
