@@ -257,9 +257,11 @@ def test_requests_over_grpc_are_counted_and_logged(models_folder):
         client.infer("cnn", [image_input(random_images(1))])
         with pytest.raises(InferenceServerException):
             client.infer("x", [image_input(random_images(1))])
-        metrics = running.ask("/metrics")[1].decode()
-        assert 'serving_requests_total{endpoint="ModelInfer",model="cnn",status="OK"} 1.0' in metrics
-        assert 'serving_requests_total{endpoint="ModelInfer",model="",status="NOT_FOUND"} 1.0' in metrics
+        expected = {
+            'serving_requests_total{endpoint="ModelInfer",model="cnn",status="OK"} 1.0',
+            'serving_requests_total{endpoint="ModelInfer",model="",status="NOT_FOUND"} 1.0',
+        }
+        wait_until(lambda: expected <= {*running.ask("/metrics")[1].decode().splitlines()})  # counted after the answer
         running.process.terminate()
         running.process.wait(timeout=30)
         running.log.seek(0)
