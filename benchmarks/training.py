@@ -128,24 +128,22 @@ def compare_setups(options: argparse.Namespace) -> None:
 
 def train_and_evaluate(model: str, setup: str, seed: int, quick: bool) -> TrainingResult:
     """Measure the peak FLOP/s of the device, train, and evaluate on the test set after each epoch."""
-    data = params.load_params().data
-    device = devices.select_device(params.load_params(model).device)
+    parameters = params.load_params(model)
+    device = devices.select_device(parameters.device)
     peak = matrix_multiply_peak(device)
-    epochs = train_notebook(model, seed, device) if setup == NOTEBOOK else train_recipe(setup, model, seed, device)
-    seconds, seconds_to_target, accuracies, image_count = 0.0, None, [], 0
+    training = train_notebook(model, seed, device) if setup == NOTEBOOK else train_recipe(setup, model, seed, device)
+    epochs, image_count, seconds, seconds_to_target = 0, 0, 0.0, None
     start = time.perf_counter()
-    for network, count in itertools.islice(epochs, 1 if quick else None):
+    for network, count in itertools.islice(training, 1 if quick else None):
         seconds += time.perf_counter() - start
+        epochs += 1
         image_count += count
-        accuracies.append(trials.evaluate_accuracy(network, data))
-        if seconds_to_target is None and accuracies[-1] >= TARGET_ACCURACY:
+        accuracy = trials.evaluate_accuracy(network, parameters.data)
+        if seconds_to_target is None and accuracy >= TARGET_ACCURACY:
             seconds_to_target = seconds
         start = time.perf_counter()
     flop = image_count * flop_per_image(network)
-    accuracy = accuracies[-1]
-    return TrainingResult(
-        model, setup, seed, len(accuracies), accuracy, seconds, seconds_to_target, image_count, flop, peak
-    )
+    return TrainingResult(model, setup, seed, epochs, accuracy, seconds, seconds_to_target, image_count, flop, peak)
 
 
 def matrix_multiply_peak(device: torch.device, size: int = 2048, repeats: int = 20) -> float:

@@ -138,13 +138,14 @@ def next_commands(model: str, version: str, tags: list[str], is_signed: bool) ->
     """Return the commands that publish the tags, and those with which anyone fetches a model and verifies it."""
     remotes = capture("git", "remote").split()
     remote = "origin" if "origin" in remotes else next(iter(remotes), "")
-    url = public_url(remote) if remote and not is_relative_remote() else str(Path.cwd())
+    in_place = is_relative_remote()
+    url = public_url(remote) if remote and not in_place else str(Path.cwd())
     lines = []
     if remote:
         branch = capture("git", "branch", "--show-current").split()  # none if the HEAD is detached
         lines += ["", "publish the tags:", shlex.join(["git", "push", "--atomic", remote, *branch, *tags])]
     lines += ["", "fetch a model, with the package dvc:"]
-    if is_relative_remote():
+    if in_place:
         lines.append("# from this folder only: the path of the DVC remote is relative to it")
     lines.append(shlex.join(["dvc", "artifacts", "get", url, model, "--rev", version, "--out", model]))
     if is_signed:

@@ -1,8 +1,7 @@
 """Print a table of the models' metrics and the next commands, as `make repro` does when it ends."""
 
-import subprocess
-
 from checks import lock, prune
+from checks.process import capture
 from stages import artifacts, command, params
 
 COLUMNS = ("model", "test accuracy", "loss", "calibration error", "robustness", "int8 accuracy")
@@ -43,8 +42,7 @@ def results_table(models: list[str]) -> str:
 
 def changed_files() -> int:
     """Return how many files of the pipeline differ from the last commit, or are not in it."""
-    status = ["git", "status", "--porcelain", "--untracked-files=all", "--", *PIPELINE]
-    return len(subprocess.run(status, capture_output=True, text=True, check=True).stdout.splitlines())
+    return len(capture("git", "status", "--porcelain", "--untracked-files=all", "--", *PIPELINE).splitlines())
 
 
 if __name__ == "__main__":

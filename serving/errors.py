@@ -1,6 +1,11 @@
 """Errors whose text is meant for the user, in one line."""
 
 
+def one_line(error: Exception) -> str:
+    """Return the text of an error in one line, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class StartError(Exception):
     """The server or the command-line classifier cannot start with its arguments, models or files."""
 

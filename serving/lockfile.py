@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from serving.errors import one_line
+
 T = TypeVar("T")
 KINDS = {dict: "a mapping", list: "a sequence", str: "a string", type(None): "nothing"}
 
@@ -34,7 +36,7 @@ def parse_yaml(lock: Path) -> Any:
     except OSError as error:
         raise ValueError(f"{lock}: expected a file written by `dvc repro`, got: {error.strerror}") from error
     except (YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{lock}: expected YAML, got: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{lock}: expected YAML, got: {one_line(error)}") from error
 
 
 def require(kind: type[T], value: object, lock: Path, place: str) -> T:

@@ -23,7 +23,7 @@ from serving.config import (
     select_versions,
     tensor_specs,
 )
-from serving.errors import RequestError, StartError
+from serving.errors import RequestError, StartError, one_line
 from serving.limits import MAX_WARMUP_SECONDS
 from serving.tensors import DTYPES, Array, Arrays, check_shape
 
@@ -55,7 +55,7 @@ class Model:
             self.session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
             self.max_entropy = float(self.session.get_modelmeta().custom_metadata_map.get("max_entropy", "inf"))
         except Exception as error:  # ONNX Runtime's errors have no common base class
-            raise StartError(f"{file}: expected an ONNX model, got: {' '.join(str(error).split())}") from error
+            raise StartError(f"{file}: expected an ONNX model, got: {one_line(error)}") from error
         folder = file.parent.parent
         try:
             self.config = complete_config(config, self.name, self.session)
@@ -80,8 +80,8 @@ class Model:
         try:
             arrays = self.session.run([*self.outputs], self.reshape_inputs(inputs))
         except Exception as error:  # ONNX Runtime's errors have no common base class
-            reason = " ".join(str(error).split())
-            raise RequestError(f"{self.name}: expected inputs that the model can process, got: {reason}") from error
+            message = f"{self.name}: expected inputs that the model can process, got: {one_line(error)}"
+            raise RequestError(message) from error
         size = len(next(iter(inputs.values()))) if self.batched else 0
         outputs = {}
         for spec, array in zip(self.outputs.values(), arrays):

@@ -11,7 +11,7 @@ from model_signing import hashing, verifying
 from model_signing.hashing import PathLike
 from model_signing.manifest import Manifest
 
-from serving.errors import StartError
+from serving.errors import StartError, one_line
 from serving.models import ReadFile, read_bytes
 
 FILE = "model.sig"  # in the model's folder, detached from the files that it signs
@@ -40,10 +40,9 @@ def signed_reader(folder: Path, public_key: Path, read_file: ReadFile = read_byt
     StartError if a file has changed since, and so does this one if there is no valid signature.
     """
     files, signature = SignedFiles(), folder / FILE
+    verifier = create_verifier(public_key).set_hashing_config(files)
     try:
-        create_verifier(public_key).set_hashing_config(files).verify(folder, signature)
-    except StartError:
-        raise
+        verifier.verify(folder, signature)
     except Exception as error:  # of several libraries
         raise StartError(f"{signature}: expected a valid signature by {public_key}, got: {one_line(error)}") from error
 
@@ -63,8 +62,3 @@ def create_verifier(public_key: Path) -> verifying.Config:
     except Exception as error:  # of several libraries
         expected = "a public key in PEM, of the curve P-256, P-384 or P-521"
         raise StartError(f"{public_key}: expected {expected}, got: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """Return the text of an error in one line, or its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -337,6 +337,27 @@ def is_free(port: int) -> bool:
     return False
 
 
+def create_keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return the files of a new private and public key."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    command = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
+    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return private, public
+
+
+def model_signing(action: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
+    """Sign or verify a model's folder with the official command."""
+    signature = folder / artifacts.signature("").name
+    command = ["model_signing", action, "key", str(folder), "--signature", str(signature), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def keys(tmp_path) -> tuple[Path, Path]:
+    return create_keys(tmp_path, "key")
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     """Wait until a condition is true; fail after a minute."""
     deadline = time.monotonic() + 60

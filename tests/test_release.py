@@ -12,18 +12,12 @@ import pytest
 from checks import release
 from stages import artifacts
 from stages.errors import UserError
-from tests.conftest import BUCKET, call, commit, edit_params, environment, run, wait_until
+from tests.conftest import BUCKET, call, commit, create_keys, edit_params, environment, model_signing, run, wait_until
 from tests.test_integrity import flip_a_bit
 from tests.test_remotes import add_default_remote, export_another_version, read_files
-from tests.test_signature import create_keys, model_signing
 
 MODELS = ["cnn", "cnn_int8", "fnn", "fnn_int8"]
 VERSION = "v1.2.0"
-
-
-@pytest.fixture
-def keys(tmp_path) -> tuple[Path, Path]:
-    return create_keys(tmp_path, "key")
 
 
 @pytest.fixture
@@ -122,7 +116,7 @@ def test_a_release_that_was_killed_between_two_signatures_goes_on(project, tmp_p
 
 
 @pytest.mark.slow
-def test_a_release_without_a_key_is_not_signed(project, tmp_path):
+def test_a_release_without_a_key_is_not_signed(project):
     call(project, "git", "branch", "--move", "main")
     call(project, "git", "remote", "add", "backup", "../backup")
     call(project, "git", "remote", "add", "origin", "https://me:secret@example.com/project.git")
@@ -202,8 +196,7 @@ def test_a_file_that_would_be_signed_but_not_published_is_refused(project):
     assert refusal(VERSION) == f"{file}: {message}"
     file.unlink()
     call(project, "git", "rm", "--quiet", "--cached", str(artifacts.bom("cnn")))
-    commit_staged = ("git", "commit", "--quiet", "--message", "x")
-    call(project, *commit_staged)
+    call(project, "git", "commit", "--quiet", "--message", "x")
     (project / ".git" / "info" / "exclude").write_text("bom.cdx.json\n")
     assert refusal(VERSION) == f"{artifacts.bom('cnn')}: {message}"
 

@@ -11,8 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import artifacts
-from tests.conftest import BUCKET, call, commit, repro
-from tests.test_signature import create_keys, model_signing
+from tests.conftest import BUCKET, call, commit, model_signing, repro
 
 
 def add_default_remote(folder: Path, name: str, **options: str) -> None:
@@ -79,10 +78,10 @@ def read_files(folder: Path) -> dict[Path, bytes]:
     return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_registered_version_is_downloaded_by_its_tag_and_runs_without_the_project(clone, tmp_path):
+def test_a_registered_version_is_downloaded_by_its_tag_and_runs_without_the_project(clone, tmp_path, keys):
     add_default_remote(clone, "storage", url=str(tmp_path / "storage"))
     call(clone, "dvc", "push")
-    private_key, public_key = create_keys(tmp_path, "key")
+    private_key, public_key = keys
     folder = artifacts.onnx("cnn").parent.parent
     assert model_signing("sign", clone / folder, "--private_key", str(private_key)).returncode == 0
     commit(clone)

@@ -1,7 +1,6 @@
 """Signed models, with OpenSSF's own command to sign and verify them."""
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,27 +10,8 @@ from checks.signing import create_signer
 from serving.errors import StartError
 from serving.signature import FILE, SignedFiles, signed_reader
 from stages import artifacts
-from tests.conftest import not_serving, serving
+from tests.conftest import create_keys, model_signing, not_serving, serving
 from tests.test_integrity import flip_a_bit
-
-
-def create_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """Return the files of a new private and public key."""
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    command = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
-    subprocess.run(command, check=True, capture_output=True)
-    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
-    return private, public
-
-
-def model_signing(action: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
-    command = ["model_signing", action, "key", str(folder), "--signature", str(folder / FILE), *options]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-@pytest.fixture
-def keys(tmp_path) -> tuple[Path, Path]:
-    return create_keys(tmp_path, "key")
 
 
 @pytest.fixture
