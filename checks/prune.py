@@ -21,7 +21,7 @@ def main() -> None:
     stale = stale_models(params.load_params().models)
     for model in stale:
         int8 = artifacts.int8_name(model)
-        for folder in (artifacts.ROOT / model, artifacts.onnx(model).parents[1], artifacts.onnx(int8).parents[1]):
+        for folder in (artifacts.ROOT / model, artifacts.model_folder(model), artifacts.model_folder(int8)):
             if folder.exists():
                 artifacts.remove(folder)
                 print(f"{folder}: removed, as {model} is not in models")

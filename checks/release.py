@@ -55,7 +55,7 @@ def declared_models() -> list[str]:
     declared = Repo().artifacts.read().get("dvc.yaml", {})
     models = {name: Path(artifact.path) for name, artifact in declared.items() if artifact.type == "model"}
     for name, path in models.items():
-        if path != (folder := artifacts.signature(name).parent):
+        if path != (folder := artifacts.model_folder(name)):
             raise UserError(f"dvc.yaml: artifacts.{name}.path: expected {folder}, got {path}")
         if not path.is_dir():
             raise UserError(f"dvc.yaml: artifacts.{name}: expected a model in {path}, got none")

@@ -52,7 +52,7 @@ def public_key(private_key: Path) -> Iterator[Path]:
 def is_signed(model: str, key: Path) -> bool:
     """Return whether a model has a valid signature by the owner of this public key."""
     try:
-        signed_reader(artifacts.signature(model).parent, key)
+        signed_reader(artifacts.model_folder(model), key)
     except StartError:
         return False
     return True

@@ -12,4 +12,4 @@ os.environ.setdefault("OMP_NUM_THREADS", str(joblib.cpu_count()))
 # By default, a thread that waits for others spins for long. Beside another process, this makes training many times
 # slower, as `make bench-training OPTIONS=--shared` measures.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")

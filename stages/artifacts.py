@@ -103,35 +103,40 @@ def differences_int8(model: str) -> Path:
     return ROOT / model / "differences_int8.png"
 
 
+def model_folder(model: str) -> Path:
+    """Return the folder that is signed, released and served."""
+    return MODEL_REPOSITORY / model
+
+
 def onnx(model: str) -> Path:
-    return MODEL_REPOSITORY / model / "1" / "model.onnx"
+    return model_folder(model) / "1" / "model.onnx"
 
 
 def triton_config(model: str) -> Path:
-    return MODEL_REPOSITORY / model / "config.pbtxt"
+    return model_folder(model) / "config.pbtxt"
 
 
 def labels(model: str) -> Path:
-    return MODEL_REPOSITORY / model / "labels.txt"
+    return model_folder(model) / "labels.txt"
 
 
 def checksums(model: str) -> Path:
     """Return the file with the SHA-256 digests of the model's files, in the format of `sha256sum`."""
-    return MODEL_REPOSITORY / model / "SHA256SUMS"
+    return model_folder(model) / "SHA256SUMS"
 
 
 def model_card(model: str) -> Path:
-    return MODEL_REPOSITORY / model / "README.md"
+    return model_folder(model) / "README.md"
 
 
 def bom(model: str) -> Path:
     """Return the bill of materials."""
-    return MODEL_REPOSITORY / model / "bom.cdx.json"
+    return model_folder(model) / "bom.cdx.json"
 
 
 def signature(model: str) -> Path:
     """Return the detached signature of the model's folder, which a release makes, and no stage."""
-    return MODEL_REPOSITORY / model / "model.sig"
+    return model_folder(model) / "model.sig"
 
 
 def int8_name(model: str) -> str:

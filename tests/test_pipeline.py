@@ -153,7 +153,7 @@ def test_the_last_commit_is_restored_after_another_model_was_built(clone):
     edit_params(clone / "params.yaml", {"models": ["fnn", "keras_fnn"], "recipe": "notebook"})
     edit_params(clone / "params.yaml", {"recipes.notebook.keras_fnn.epochs": 1})
     assert repro(clone, "--single-item", "train@keras_fnn") == {"train@keras_fnn"}
-    shutil.copytree(clone / artifacts.onnx("fnn").parents[1], clone / artifacts.onnx("keras_fnn").parents[1])
+    shutil.copytree(clone / artifacts.model_folder("fnn"), clone / artifacts.model_folder("keras_fnn"))
     assert "train@keras_fnn" in (clone / "dvc.lock").read_text()
 
     call(clone, "git", "restore", ".")

@@ -50,7 +50,7 @@ def test_a_model_that_params_yaml_never_had_is_removed_too(project):
     artifacts.onnx("mine_int8").parent.mkdir(parents=True)
     prune.main()
     assert not artifacts.weights("mine").parent.exists()
-    assert not artifacts.onnx("mine_int8").parents[1].exists()
+    assert not artifacts.model_folder("mine_int8").exists()
 
 
 def test_a_missing_lock_file_is_no_error(project):

@@ -53,7 +53,7 @@ def require_released(folder: Path, elsewhere: Path, public_key: Path) -> None:
     elsewhere.mkdir()
     for name in MODELS:
         call(elsewhere, "dvc", "artifacts", "get", str(folder), name, "--rev", VERSION, "--out", name)
-        assert read_files(elsewhere / name) == read_files(folder / artifacts.signature(name).parent)
+        assert read_files(elsewhere / name) == read_files(folder / artifacts.model_folder(name))
         verified = model_signing("verify", elsewhere / name, "--public_key", str(public_key))
         assert verified.returncode == 0, verified.stderr
 
@@ -104,7 +104,7 @@ def test_a_killed_release_goes_on(project, tmp_path, keys, is_reached: Callable[
 
 
 def test_a_release_that_was_killed_between_two_signatures_goes_on(project, tmp_path, keys):
-    folder = project / artifacts.signature("cnn").parent
+    folder = project / artifacts.model_folder("cnn")
     assert model_signing("sign", folder, "--private_key", str(keys[0])).returncode == 0
     partial = artifacts.temporary_path(project / artifacts.signature("fnn"))
     partial.write_text("{")
@@ -202,7 +202,7 @@ def test_a_file_that_would_be_signed_but_not_published_is_refused(project):
 
 
 def test_a_declared_model_that_is_not_there_is_refused(project):
-    shutil.rmtree(project / artifacts.signature("cnn_int8").parent)
+    shutil.rmtree(project / artifacts.model_folder("cnn_int8"))
     message = "dvc.yaml: artifacts.cnn_int8: expected a model in artifacts/model_repository/cnn_int8, got none"
     assert refusal(VERSION) == message
 
@@ -233,5 +233,5 @@ def test_a_signature_is_replaced_only_with_a_key_and_in_a_new_version(project, k
     assert resigned.returncode == 1
     assert resigned.stderr == f"release: cnn@{VERSION}: expected a new version, got one that this key has not signed\n"
     assert make_release(project, "v1.3.0", "--key", str(other)).returncode == 0
-    folder = project / artifacts.signature("cnn").parent
+    folder = project / artifacts.model_folder("cnn")
     assert model_signing("verify", folder, "--public_key", str(other_public)).returncode == 0

@@ -82,7 +82,7 @@ def test_a_registered_version_is_downloaded_by_its_tag_and_runs_without_the_proj
     add_default_remote(clone, "storage", url=str(tmp_path / "storage"))
     call(clone, "dvc", "push")
     private_key, public_key = keys
-    folder = artifacts.onnx("cnn").parent.parent
+    folder = artifacts.model_folder("cnn")
     assert model_signing("sign", clone / folder, "--private_key", str(private_key)).returncode == 0
     commit(clone)
     call(clone, "gto", "register", "cnn", "--version", "v1.0.0")
@@ -113,6 +113,6 @@ def test_every_default_model_is_declared_for_the_registry(built):
     declared = YAML(typ="safe").load(built / "dvc.yaml")["artifacts"]
     assert {folder.name for folder in (built / artifacts.MODEL_REPOSITORY).iterdir()} == declared.keys()
     for name, artifact in declared.items():
-        assert artifact["path"] == artifacts.onnx(name).parent.parent.as_posix()
+        assert artifact["path"] == artifacts.model_folder(name).as_posix()
         assert artifact["type"] == "model"
         assert artifact["desc"]
