@@ -18,6 +18,7 @@ from stages.errors import UserError
 
 POLL_SECONDS = 3.0
 WORKER_START_SECONDS = 60.0
+ATTEMPTS = 3  # of what fails if an experiment starts or ends at the same time
 QUEUED, RUNNING, SUCCESS, FAILED = "queued", "running", "success", "failed"  # states, as DVC names them
 
 
@@ -86,10 +87,12 @@ def stop(names: Collection[str]) -> None:
 
     A worker that is killed would take the next experiment while it shuts down, and DVC could not read it any more.
     """
-    queued = [name for name, each in read_experiments().items() if name in names and each.state == QUEUED]
-    if queued:
-        with contextlib.suppress(UserError):  # one has started meanwhile
-            capture("dvc", "queue", "remove", *queued)
+    for _ in range(ATTEMPTS):
+        queued = [name for name, each in read_experiments().items() if name in names and each.state == QUEUED]
+        with contextlib.suppress(UserError):  # one has started meanwhile, so that DVC has removed none
+            if queued:
+                capture("dvc", "queue", "remove", *queued)
+            break
     capture("dvc", "queue", "stop", "--kill")
 
 
@@ -103,7 +106,7 @@ def start_workers(jobs: int) -> None:
         raise UserError(f"`{' '.join(command)}`: expected exit status 0, got another; run it to see why")
 
 
-def read_experiments(attempts: int = 3) -> dict[str, Experiment]:
+def read_experiments(attempts: int = ATTEMPTS) -> dict[str, Experiment]:
     """Return the experiments that start from the last commit, by name. Raises UserError if DVC fails."""
     try:
         _, commit = json.loads(capture("dvc", "exp", "show", "--json"))

@@ -36,6 +36,7 @@ from stages.errors import UserError, one_line
 STORAGE = "sqlite:///search.db"
 CHECKPOINTS = Path("build/search")
 HEARTBEAT_SECONDS = 10
+LOCK_SECONDS = 60  # of waiting while another worker writes into an SQLite file
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -103,11 +104,12 @@ def create_pruner(name: str, epochs: int) -> BasePruner:
     return HyperbandPruner() if name == "hyperband" else NopPruner()
 
 
-def connect(url: str, attempts: int = 3) -> RDBStorage:
+def connect(url: str, attempts: int = 5) -> RDBStorage:
     """Return the database, with its tables. Raises UserError if it cannot be reached."""
+    engine = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {}
     retry = RetryHeartbeatStaleTrialCallback()
     try:
-        return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, heartbeat_stale_trial_callback=retry)
+        return RDBStorage(url, engine, heartbeat_interval=HEARTBEAT_SECONDS, heartbeat_stale_trial_callback=retry)
     except (ImportError, SQLAlchemyError, StorageInternalError) as error:
         if attempts == 1:
             message = f"storage: expected the URL of a database, got {hide_password(url)}"

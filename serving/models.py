@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 from time import monotonic
 
@@ -147,11 +148,12 @@ def load_versions(folder: Path, read_file: ReadFile) -> list[Model]:
     try:
         config = parse_config(read_file(file).decode() if file.is_file() else "", folder.name)
         name = config.default_model_filename or MODEL_FILE
-        files = {int(file.parent.name): file for file in folder.glob(f"*/{name}") if is_version(file.parent.name)}
-        versions = select_versions(config, files)
+        files = find_files(folder, f"*/{name}")
+        by_version = {int(file.parent.name): file for file in files if is_version(file.parent.name)}
+        versions = select_versions(config, by_version)
     except ValueError as error:  # UnicodeDecodeError is one, too
         raise StartError(f"{file}: {error}") from error
-    return [Model(files[version], config, read_file) for version in versions]
+    return [Model(by_version[version], config, read_file) for version in versions]
 
 
 def is_version(name: str) -> bool:
@@ -167,11 +169,19 @@ def load_models(repository: Path) -> dict[str, Model]:
     return {name: load_versions(repository / name, read_bytes)[-1] for name in model_names(repository)}
 
 
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files and directories that match a pattern, such as */*, also in links to directories.
+
+    Unlike Path.glob, it ignores directories that are removed meanwhile.
+    """
+    return [folder / name for name in glob(pattern, root_dir=folder, include_hidden=True)]
+
+
 def model_names(repository: Path) -> list[str]:
     """Return the names of the models in a repository. Raises StartError if there are none."""
     if not repository.is_dir():
         raise StartError(f"{repository}: expected a directory, got none")
-    names = {file.parent.parent.name for file in repository.glob("*/*/*") if is_version(file.parent.name)}
+    names = {file.parent.parent.name for file in find_files(repository, "*/*/*") if is_version(file.parent.name)}
     if not names:
         raise StartError(f"{repository}: expected NAME/VERSION/{MODEL_FILE}, got no model; `make repro` builds them")
     return sorted(names)

@@ -11,7 +11,7 @@ from pathlib import Path
 from serving.batching import Batcher
 from serving.errors import RequestError, StartError
 from serving.metrics import LOAD_FAILURES, READY
-from serving.models import ReadFile, is_version, load_versions, model_names, read_bytes, verified_reader
+from serving.models import ReadFile, find_files, is_version, load_versions, model_names, read_bytes, verified_reader
 
 MODES = ("none", "poll", "explicit")
 UNLOADED = "unloaded"  # the reason of a model that a request has unloaded
@@ -220,7 +220,7 @@ class Repository:
 def fingerprint(folder: Path) -> Fingerprint:
     """Return the fingerprint of a directory's files, which changes with any of them."""
     files = set()
-    for file in [*folder.glob("*"), *folder.glob("*/*")]:  # also in directories that are symbolic links
+    for file in find_files(folder, "*") + find_files(folder, "*/*"):
         with contextlib.suppress(OSError):  # removed meanwhile
             status = file.stat()
             files.add((file.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns, status.st_ctime_ns))

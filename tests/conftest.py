@@ -359,8 +359,8 @@ def keys(tmp_path) -> tuple[Path, Path]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition is true; fail after a minute."""
-    deadline = time.monotonic() + 60
+    """Wait until a condition is true; fail after two minutes."""
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -378,7 +378,7 @@ def is_ready(url: str, context: ssl.SSLContext | None = None, probe: str = "read
 
 def not_serving(repository: Path, *options: str) -> subprocess.CompletedProcess:
     """Run a server that is expected to exit before it is ready."""
-    command = [sys.executable, "-m", "serving", str(repository), "--port", "1", *options]
+    command = [sys.executable, "-m", "serving", str(repository), "--port", str(free_ports(1)[0]), *options]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
 
 

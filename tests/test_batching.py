@@ -54,7 +54,7 @@ def test_requests_join_up_to_the_preferred_batch_size_only_with_dynamic_batching
 
 
 def test_requests_wait_for_others_during_the_queue_delay(tmp_path):
-    config = "max_batch_size: 8\ndynamic_batching { max_queue_delay_microseconds: 300000 }"
+    config = "max_batch_size: 8\ndynamic_batching { max_queue_delay_microseconds: 1000000 }"
     save_model(tmp_path / "m" / "1" / "model.onnx", "Neg", "x", ["batch", 1], config=config)
     (model,) = load_versions(tmp_path / "m", read_bytes)
 

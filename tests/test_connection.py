@@ -191,7 +191,8 @@ def test_a_refused_request_gets_one_response(limited_server, path):
 def test_a_connection_stays_open_after_a_body_that_nobody_reads(server):
     """As long as it is small: a large one closes the connection, which the response says."""
     last = b"GET /v2 HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
-    assert statuses(exchange(server, post("/unknown", bytes(50_000)) + last)) == [404, 200]
+    # At once, unless the server waits long for a CPU.
+    wait_until(lambda: statuses(exchange(server, post("/unknown", bytes(50_000)) + last)) == [404, 200])
     answer = exchange(server, post("/unknown", bytes(5_000_000)) + last)
     assert statuses(answer) == [404]
     assert b"connection: close" in answer
@@ -307,7 +308,7 @@ def open_connections(server: Server) -> int:
 
 def test_idle_connections_give_way_to_new_ones(limited_server):
     idle = [connect(limited_server) for _ in range(CONNECTIONS)]
-    time.sleep(NEW_SECONDS)
+    time.sleep(NEW_SECONDS + 0.2)  # the server accepts a connection a little later than the client
     assert limited_server.ask("/v2")[0] == 200
     for connection in idle:
         connection.close()

@@ -40,7 +40,7 @@ REASONS = ("needs a Kubernetes cluster", "needs internet", "needs nginx", "needs
 UNTIL_INTERRUPTED = "runs until Ctrl-C"
 RUN_LANGUAGES = ("bash", "python")
 OTHER_LANGUAGES = ("mermaid", "text", "yaml")  # yaml: an excerpt of params.yaml
-START_SECONDS, STOP_SECONDS = 60, 30  # of a server
+START_SECONDS, STOP_SECONDS = 180, 30  # of a server
 
 # so that the recipes that docs/experiments.md tries train the miniature models well enough; not part of dvc.lock
 LENIENT = {"minimum_accuracy.keras_fnn": 0.0, "minimum_accuracy.keras_cnn": 0.0, "recipes.fast.cnn.epochs": 5}

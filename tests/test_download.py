@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -67,9 +68,10 @@ def mirror(monkeypatch: pytest.MonkeyPatch, small_data: Path) -> Iterator[Mirror
         server.files = {f"{name}.gz": gzip.compress((small_data / name).read_bytes()) for name in artifacts.DATA_FILES}
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         trust_files(server, monkeypatch)
-        monkeypatch.setattr(download, "NETWORK_TIMEOUT", 0.5)
+        monkeypatch.setattr(download, "NETWORK_TIMEOUT", 3)
         threading.Thread(target=server.serve_forever).start()
         yield server
+        socket.setdefaulttimeout(None)  # which a download leaves set
         server.stopped.set()
         server.shutdown()
 

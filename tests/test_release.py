@@ -86,7 +86,7 @@ def test_a_released_version_is_fetched_and_verified_elsewhere(project, tmp_path,
     [
         lambda project: list((project / artifacts.MODEL_REPOSITORY).glob("*/model.sig")),
         lambda project: len(list((project.parent / "storage").rglob("*"))) > 8,
-        lambda project: len(list((project / ".git" / "refs" / "tags").iterdir())) == 2,
+        lambda project: len(list((project / ".git" / "refs" / "tags").iterdir())) >= 2,
     ],
     ids=["signing", "push", "registration"],
 )

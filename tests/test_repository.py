@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import md5
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from serving.models import model_names
+from serving.repository import fingerprint
 from stages import artifacts
 from tests.conftest import Server, not_serving, serving, wait_until
 from tests.foreign_models import save_model
@@ -231,7 +234,7 @@ def test_polling_finds_new_changed_and_removed_models(tmp_path):
 def test_a_version_that_is_still_being_copied_is_not_loaded(tmp_path):
     content = save(tmp_path, 1, "Neg").read_bytes()
     save(tmp_path, 1, "Identity")
-    with serving(tmp_path, *POLL) as server:
+    with serving(tmp_path, "--model-control-mode", "poll", "--repository-poll-secs", "2") as server:
         file = tmp_path / "m" / "2" / "model.onnx"
         file.parent.mkdir()
         with file.open("wb", buffering=0) as copy:
@@ -241,6 +244,24 @@ def test_a_version_that_is_still_being_copied_is_not_loaded(tmp_path):
                 assert sign(server) == 1
         wait_until(lambda: sign(server) == -1)
         assert "load_failures_total{" not in server.ask("/metrics")[1].decode()
+
+
+def test_directories_that_vanish_while_they_are_read_are_ignored(tmp_path):
+    save(tmp_path, 1, "Identity")
+    stop = threading.Event()
+
+    def copy_and_remove() -> None:
+        while not stop.is_set():
+            shutil.copytree(tmp_path / "m", tmp_path / "other")
+            shutil.rmtree(tmp_path / "other")
+
+    with ThreadPoolExecutor(1) as executor:
+        copying = executor.submit(copy_and_remove)
+        for _ in range(3000):
+            assert "m" in model_names(tmp_path)
+            fingerprint(tmp_path / "other")
+        stop.set()
+        copying.result()
 
 
 def test_no_request_is_lost_while_versions_change_under_load(tmp_path):

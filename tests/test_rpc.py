@@ -230,6 +230,7 @@ def test_models_are_loaded_and_unloaded_over_grpc(models_folder):
 def test_requests_under_way_are_answered_after_sigterm(models_folder):
     with serving(models_folder / artifacts.MODEL_REPOSITORY) as running, ThreadPoolExecutor(4) as pool:
         client = InferenceServerClient(running.grpc_address)
+        assert client.is_server_ready()  # so that it has a connection
         batch = random_images(1024)
         calls = [pool.submit(client.infer, "cnn", [image_input(batch)]) for _ in range(4)]
         running.process.terminate()
@@ -279,7 +280,7 @@ def test_idle_clients_give_way_to_others(models_folder):
             wait_until(lambda: is_live(client))
             for each in idle:
                 assert b"" in iter(partial(each.recv, 4096), None)
-            time.sleep(2)  # the client's own connection is closed, and the next call opens another
+            time.sleep(3)  # the client's own connection is closed, and the next call opens another
             assert is_live(client)
 
 

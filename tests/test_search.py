@@ -173,8 +173,8 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def is_early(trial: optuna.trial.FrozenTrial) -> bool:
-    """Return whether a trial of 150 epochs is in one of its first: it has its parameters, and will not end at once."""
-    return trial.state is TrialState.RUNNING and 1 <= len(trial.intermediate_values) <= 50
+    """Return whether a trial of 150 epochs has its parameters, and will not end at once."""
+    return trial.state is TrialState.RUNNING and 1 <= len(trial.intermediate_values) <= 100
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+import joblib
 import pytest
 
 from experiments import seeds
@@ -99,8 +100,9 @@ def test_missing_experiments_run_in_the_queue_and_those_that_are_there_are_read(
         interrupted = subprocess.Popen(
             command, cwd=project, env=environment(), stdout=log, stderr=log, preexec_fn=accept_sigint
         )
-        wait_until(lambda: list((project / ".dvc" / "tmp" / "exps" / "run").glob("*/*.run")))
-        interrupted.send_signal(signal.SIGINT)  # one or two experiments run, the others are queued
+        running = project / ".dvc" / "tmp" / "exps" / "run"
+        wait_until(lambda: len(list(running.glob("*/*.run"))) == min(4, joblib.cpu_count()))
+        interrupted.send_signal(signal.SIGINT)  # as many experiments run as there are CPUs, the others are queued
         assert interrupted.wait(timeout=120) == 130
         log.seek(0)
         assert log.read().endswith("seeds: interrupted; run the same command again to continue\n")

@@ -29,4 +29,4 @@ def triton(repository: Path, *options: str) -> Iterator[Server]:
             yield Server(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=60)  # Triton itself waits 30 seconds for what is in progress
