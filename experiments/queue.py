@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from stages.errors import UserError
 
 POLL_SECONDS = 3.0
 WORKER_START_SECONDS = 60.0
+COLLECTION_SECONDS = 60.0  # in which DVC saves the results of an experiment whose process has ended
 ATTEMPTS = 3  # of what fails if an experiment starts or ends at the same time
 QUEUED, RUNNING, SUCCESS, FAILED = "queued", "running", "success", "failed"  # states, as DVC names them
 
@@ -30,6 +31,11 @@ class Experiment:
     state: str
     process: int | None  # ID of the one in which it runs or ran
 
+    @property
+    def is_aborted(self) -> bool:
+        """Say whether DVC takes it for running although its process has ended, as after a restart of the machine."""
+        return self.state == RUNNING and not is_alive(self.process)
+
 
 def run_missing(commands: dict[str, list[str]], jobs: int) -> dict[str, Experiment]:
     """Run those experiments that are not there yet, `jobs` of them at a time, and return all of them by name.
@@ -38,8 +44,7 @@ def run_missing(commands: dict[str, list[str]], jobs: int) -> dict[str, Experime
     UserError if one fails.
     """
     found = read_experiments()
-    # DVC takes those for running whose process has ended without it, such as before the machine was restarted.
-    aborted = [name for name, each in found.items() if each.state == RUNNING and not is_alive(each.process)]
+    aborted = [name for name, each in found.items() if each.is_aborted]
     for name in aborted:
         capture("dvc", "queue", "kill", name)
     failed = [name for name in commands if name in found and (name in aborted or found[name].state == FAILED)]
@@ -58,28 +63,41 @@ def run_missing(commands: dict[str, list[str]], jobs: int) -> dict[str, Experime
 def wait_until_finished(names: Collection[str], jobs: int) -> dict[str, Experiment]:
     """Start workers, wait until these experiments have finished or one has failed, and return all by name.
 
-    Ctrl-C stops the workers.
+    Ctrl-C stops the workers. Raises UserError if one is killed.
     """
-    shown, started = 0, -math.inf
+    started, all_alive = -math.inf, time.monotonic()
     try:
-        with tqdm(total=len(names), unit="experiment", disable=None) as progress:
-            while True:
-                found = read_experiments()
-                states = [found[name].state if name in found else FAILED for name in names]
-                if (finished := states.count(SUCCESS)) > shown:
-                    tqdm.write(f"{finished} of {len(names)} experiments finished", file=sys.stderr)
-                    progress.update(finished - shown)
-                    shown = finished
-                if finished == len(names) or FAILED in states:
-                    return found
-                # DVC starts more than `jobs` workers if it is asked again before the first ones have begun.
-                if QUEUED in states and RUNNING not in states and time.monotonic() > started + WORKER_START_SECONDS:
-                    start_workers(jobs)
-                    started = time.monotonic()
-                time.sleep(POLL_SECONDS)
+        for found in poll_experiments(names):
+            states = [found[name].state if name in found else FAILED for name in names]
+            if states.count(SUCCESS) == len(names) or FAILED in states:
+                break
+            aborted = [name for name in names if found[name].is_aborted]
+            if not aborted:
+                all_alive = time.monotonic()
+            elif time.monotonic() > all_alive + COLLECTION_SECONDS:
+                raise UserError(f"{aborted[0]}: its process was killed; run the same command again to continue")
+            # DVC starts more than `jobs` workers if it is asked again before the first ones have begun.
+            if QUEUED in states and RUNNING not in states and time.monotonic() > started + WORKER_START_SECONDS:
+                start_workers(jobs)
+                started = time.monotonic()
     except KeyboardInterrupt:
         stop(names)
         raise
+    return found
+
+
+def poll_experiments(names: Collection[str]) -> Iterator[dict[str, Experiment]]:
+    """Yield all experiments by name, again and again, and report how many of these have finished."""
+    with tqdm(total=len(names), unit="experiment", disable=None) as progress:
+        finished = 0
+        while True:
+            found = read_experiments()
+            before, finished = finished, sum(name in found and found[name].state == SUCCESS for name in names)
+            if finished > before:
+                tqdm.write(f"{finished} of {len(names)} experiments finished", file=sys.stderr)
+                progress.update(finished - before)
+            yield found
+            time.sleep(POLL_SECONDS)
 
 
 def stop(names: Collection[str]) -> None:

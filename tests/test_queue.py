@@ -1,12 +1,14 @@
-"""DVC's experiment queue: failures of DVC while it reads experiments."""
+"""DVC's experiment queue: failures while it is read, and experiments that are killed."""
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 
 import pytest
 
 from experiments import queue
+from experiments.queue import RUNNING, Experiment
 from stages.errors import UserError
 
 
@@ -38,3 +40,14 @@ def test_a_failure_that_lasts_is_one_line_with_dvcs_error(fail):
     message = "`dvc exp show --json`: expected exit status 0, got 255: ERROR: directory 'tmp' does not exist"
     with pytest.raises(UserError, match=f"^{message}$"):
         queue.read_experiments()
+
+
+def test_an_experiment_whose_process_was_killed_is_not_waited_for(monkeypatch):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    experiments = {"one": Experiment("1", RUNNING, os.getpid()), "two": Experiment("2", RUNNING, ended.pid)}
+    monkeypatch.setattr(queue, "read_experiments", lambda: experiments)
+    monkeypatch.setattr(queue, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(queue, "COLLECTION_SECONDS", 0.1)
+    with pytest.raises(UserError, match="^two: its process was killed; run the same command again to continue$"):
+        queue.wait_until_finished(experiments, jobs=1)
