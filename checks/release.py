@@ -112,8 +112,9 @@ def verify_outputs(models: list[str]) -> None:
         raise UserError(f"{lock.FILE}: expected the outputs of this commit, got changes in {', '.join(changed)}")
     pushed = {Path(out.fs_path).relative_to(Path.cwd()) for out in Repo().index.outs if out.use_cache}
     published = pushed.union(map(Path, capture("git", "ls-files", "-z").split("\0")))
-    for signature in map(artifacts.signature, models):
-        files = {path for path in signature.parent.rglob("*") if path.is_symlink() or not path.is_dir()}
+    for model in models:
+        folder, signature = artifacts.model_folder(model), artifacts.signature(model)
+        files = {path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
         if others := sorted(files - published - {signature, artifacts.temporary_path(signature)}):
             raise UserError(f"{others[0]}: expected only files that DVC or git publishes, got another")
 

@@ -16,9 +16,8 @@ from stages.errors import UserError, one_line
 
 def sign(model: str, private_key: Path) -> None:
     """Sign all files in a model's folder. Raises UserError if the key cannot be used."""
-    signature = artifacts.signature(model)
-    with artifacts.atomic_write(signature) as path:
-        create_signer(private_key).set_hashing_config(SignedFiles()).sign(signature.parent, path)
+    with artifacts.atomic_write(artifacts.signature(model)) as path:
+        create_signer(private_key).set_hashing_config(SignedFiles()).sign(artifacts.model_folder(model), path)
 
 
 def unsigned_models(models: list[str], private_key: Path) -> list[str]:

@@ -63,7 +63,7 @@ def test_special_characters_of_yaml_in_names_are_quoted(models, change):
 
 def test_the_example_in_a_model_card_runs(cards, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", cards["cnn_int8"], flags=re.DOTALL)
-    monkeypatch.chdir(artifacts.model_card("cnn_int8").parent)
+    monkeypatch.chdir(artifacts.model_folder("cnn_int8"))
     names: dict = {}
     exec(example, names)
     assert names["label"].shape == (1,)

@@ -64,12 +64,12 @@ def test_the_model_accepts_the_maximum_batch_size_of_the_triton_config(name, con
 
 def test_the_label_file_of_the_triton_config_has_the_class_names(name, config):
     (file,) = {output.label_filename for output in config.output if output.label_filename}
-    labels = (artifacts.triton_config(name).parent / file).read_text().splitlines()
+    labels = (artifacts.model_folder(name) / file).read_text().splitlines()
     assert labels == params.load_params().data.classes
 
 
 def test_sha256sum_verifies_the_checksums_and_finds_a_changed_byte(name):
-    folder = artifacts.checksums(name).parent
+    folder = artifacts.model_folder(name)
     check = ["sha256sum", "--check", "--quiet", artifacts.checksums(name).name]
     assert subprocess.run(check, cwd=folder).returncode == 0
     content = bytearray(artifacts.onnx(name).read_bytes())
@@ -81,7 +81,7 @@ def test_sha256sum_verifies_the_checksums_and_finds_a_changed_byte(name):
 
 
 def test_the_checksums_cover_every_file(name):
-    folder = artifacts.checksums(name).parent
+    folder = artifacts.model_folder(name)
     listed = {line.split("  ")[1] for line in artifacts.checksums(name).read_text().splitlines()}
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == listed | {"SHA256SUMS"}

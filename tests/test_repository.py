@@ -234,7 +234,7 @@ def test_polling_finds_new_changed_and_removed_models(tmp_path):
 def test_a_version_that_is_still_being_copied_is_not_loaded(tmp_path):
     content = save(tmp_path, 1, "Neg").read_bytes()
     save(tmp_path, 1, "Identity")
-    with serving(tmp_path, "--model-control-mode", "poll", "--repository-poll-secs", "2") as server:
+    with serving(tmp_path, *POLL, "--repository-poll-secs", "2") as server:
         file = tmp_path / "m" / "2" / "model.onnx"
         file.parent.mkdir()
         with file.open("wb", buffering=0) as copy:

@@ -186,7 +186,7 @@ def test_two_workers_share_a_search_and_one_takes_the_trial_of_the_other_that_is
         worker(project, logs[0], "--trials", "20") as killed_worker,
         worker(project, logs[1], "--trials", "20") as other,
     ):
-        wait_until(lambda: [is_early(trial) for trial in trials(project)].count(True) == 2)
+        wait_until(lambda: sum(map(is_early, trials(project))) == 2)
         killed_worker.kill()
         assert other.wait(timeout=300) == 0, logs[1].read_text()
     found = trials(project)
